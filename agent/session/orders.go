@@ -1,0 +1,208 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+// take starts an order, unless it is known: then a running one goes on, and
+// the result of an ended one is sent again.
+func (s *Session) take(ctx context.Context, w *wire.Order, handle Handler) {
+	order, err := orderFromWire(w)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known := s.orders[w.GetId()]; known != nil {
+		known.taken = false
+		s.nudge()
+		return
+	}
+	s.trim()
+	j := &job{started: time.Now()}
+	s.orders[w.GetId()] = j
+	s.order = append(s.order, w.GetId())
+	if running := s.running(); err == nil && running > maxRunning {
+		err = fmt.Errorf("cannot run order %s: %d orders run already, want %d at most", order.ID, running-1, maxRunning)
+	}
+	if err != nil {
+		s.finish(j, order.ID, Result{Error: err.Error()})
+		return
+	}
+	s.cfg.Log.Info("order taken", "order", order.ID, "case", order.Case, "kind", order.Kind)
+	limited, stop := context.WithTimeoutCause(ctx, order.TimeLimit, fmt.Errorf("time limit of %v passed", order.TimeLimit))
+	running, cancel := context.WithCancelCause(limited)
+	j.cancel = cancel
+	s.jobs.Go(func() {
+		defer stop()
+		defer cancel(errFinished)
+		result := handle(running, order, func(p Progress) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			j.progress = p
+		})
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.finish(j, order.ID, result)
+	})
+}
+
+// finish records a result; the caller holds mu.
+func (s *Session) finish(j *job, id string, r Result) {
+	s.cfg.Log.Info("order ended", "order", id, "outcome", r.Outcome, "source", r.Source, "error", r.Error)
+	j.result = &wire.OrderResult{
+		OrderId: id, Outcome: outcomeToWire(r.Outcome), Error: clip(r.Error), Source: r.Source,
+		Started: timestamppb.New(j.started), Ended: timestamppb.Now(),
+	}
+	for _, refused := range r.Refused {
+		j.result.RefusedSources = append(j.result.RefusedSources, &wire.SourceVerdict{
+			Source: refused.Source, Reason: refused.Reason, Detail: clip(refused.Detail)})
+	}
+	s.nudge()
+}
+
+// nudge wakes the sender; the caller holds mu.
+func (s *Session) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// sendUntaken makes a new stream begin with the results that no collector
+// has taken yet.
+func (s *Session) sendUntaken() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nudge()
+}
+
+// results gives the ended orders that are not taken yet.
+func (s *Session) results() []*wire.AgentMessage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*wire.AgentMessage
+	for _, id := range s.order {
+		if j := s.orders[id]; j.result != nil && !j.taken {
+			out = append(out,
+				&wire.AgentMessage{Body: &wire.AgentMessage_Progress{Progress: progressToWire(id, j.progress)}},
+				&wire.AgentMessage{Body: &wire.AgentMessage_Result{Result: j.result}})
+		}
+	}
+	return out
+}
+
+// progress gives how far the running orders have come.
+func (s *Session) progress() []*wire.AgentMessage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*wire.AgentMessage
+	for _, id := range s.order {
+		if j := s.orders[id]; j.result == nil {
+			out = append(out, &wire.AgentMessage{Body: &wire.AgentMessage_Progress{Progress: progressToWire(id, j.progress)}})
+		}
+	}
+	return out
+}
+
+func (s *Session) cancelOrder(id, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j := s.orders[id]; j != nil && j.cancel != nil {
+		j.cancel(fmt.Errorf("cancelled by the collector: %.200s", reason))
+	}
+}
+
+func (s *Session) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j := s.orders[id]; j != nil {
+		j.taken = true
+	}
+}
+
+// running counts the orders that have not ended; the caller holds mu.
+func (s *Session) running() int {
+	n := 0
+	for _, j := range s.orders {
+		if j.result == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// trim drops the oldest ended orders past the bound; the caller holds mu.
+func (s *Session) trim() {
+	for i := 0; len(s.order) >= maxRemembered && i < len(s.order); {
+		if s.orders[s.order[i]].result == nil {
+			i++
+			continue
+		}
+		delete(s.orders, s.order[i])
+		s.order = append(s.order[:i], s.order[i+1:]...)
+	}
+}
+
+// clip bounds a text that goes into a message.
+func clip(text string) string {
+	if len(text) > 2000 {
+		return text[:2000] + "…"
+	}
+	return text
+}
+
+func orderFromWire(w *wire.Order) (Order, error) {
+	o := Order{ID: w.GetId(), Case: w.GetCaseId(), MemorySource: "auto", TimeLimit: w.GetTimeLimit().AsDuration()}
+	if o.ID == "" || o.TimeLimit <= 0 {
+		return o, fmt.Errorf("cannot run order %q: it needs an id and a time limit", o.ID)
+	}
+	var compression wire.Compression
+	switch capture := w.GetCapture().(type) {
+	case *wire.Order_Memory:
+		o.Kind, compression = evidence.Memory, capture.Memory.GetCompression()
+		switch capture.Memory.GetSource() {
+		case wire.MemorySource_MEMORY_SOURCE_UNSPECIFIED:
+		case wire.MemorySource_MEMORY_SOURCE_KCORE:
+			o.MemorySource = "kcore"
+		case wire.MemorySource_MEMORY_SOURCE_LIME:
+			o.MemorySource = "lime"
+		default:
+			return o, fmt.Errorf("cannot run order %s: unknown memory source %v", o.ID, capture.Memory.GetSource())
+		}
+	case *wire.Order_Volatile:
+		o.Kind, compression = evidence.Volatile, capture.Volatile.GetCompression()
+	case *wire.Order_Live:
+		o.Kind, compression = evidence.Live, capture.Live.GetCompression()
+	default:
+		return o, fmt.Errorf("cannot run order %s: it names no capture that this agent knows", o.ID)
+	}
+	switch compression {
+	case wire.Compression_COMPRESSION_UNSPECIFIED, wire.Compression_COMPRESSION_ZSTD:
+		o.Compression = evidence.Zstd
+	case wire.Compression_COMPRESSION_NONE:
+		o.Compression = evidence.None
+	default:
+		return o, fmt.Errorf("cannot run order %s: unknown compression %v", o.ID, compression)
+	}
+	return o, nil
+}
+
+func outcomeToWire(s evidence.Status) wire.Outcome {
+	switch s {
+	case evidence.Whole:
+		return wire.Outcome_OUTCOME_WHOLE
+	case evidence.Partial:
+		return wire.Outcome_OUTCOME_PARTIAL
+	}
+	return wire.Outcome_OUTCOME_FAILED
+}
+
+func progressToWire(id string, p Progress) *wire.Progress {
+	return &wire.Progress{OrderId: id, BytesRead: p.BytesRead, BytesTotal: p.BytesTotal,
+		BytesStored: p.BytesStored, PartsStored: p.PartsStored, Doing: p.Doing}
+}
