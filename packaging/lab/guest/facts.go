@@ -1,0 +1,168 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/packaging/lab/guest/pact"
+)
+
+// ErrDown is returned for a guest that has ended.
+var ErrDown = errors.New("the guest is down")
+
+// Facts is what stands in a booted guest, and so what evidence of it must show.
+type Facts struct {
+	Release   string  // uname -r
+	Version   string  // /proc/version, one line: the banner that symbol files are matched by
+	BootID    string  // /proc/sys/kernel/random/boot_id
+	SystemRAM []Range // the top-level System RAM lines of /proc/iomem, ascending
+
+	DeletedPID  int      // the intruder's process
+	DeletedExe  string   // its /proc/PID/exe: the unlinked program's path and " (deleted)"
+	DeletedName string   // its argv[0]
+	Marker      string   // the value of QUICKLIME_MARKER in its environment
+	MarkerPages [][]byte // pages of 4096 bytes locked in its memory and nowhere else
+	Listen      string   // its listening socket in the guest
+	BeaconFrom  string   // the guest's end of its outbound connection
+	Beacon      string   // the far end as the guest sees it, held open by the lab
+
+	Traces   []Trace       // the lines left in files
+	BootTime time.Duration // from the call of Boot until all of this stood
+}
+
+// hostFacts are the facts that the lab knows before the guest runs.
+func hostFacts(seed []byte, cfg Config, home *beacon) Facts {
+	f := Facts{
+		DeletedName: pact.IntruderName,
+		Marker:      pact.Marker(seed),
+		Beacon:      net.JoinHostPort(pact.HostLoopback, strconv.Itoa(home.port())),
+		Traces:      intrusion(seed, cfg.Hostname, time.Now()),
+	}
+	for n := range pact.MarkerPages {
+		page := make([]byte, pact.PageSize)
+		pact.FillPage(page, seed, n)
+		f.MarkerPages = append(f.MarkerPages, page)
+	}
+	return f
+}
+
+// Ready waits until the intrusion stands. The agent starts right after.
+func (vm *VM) Ready(ctx context.Context) (Facts, error) {
+	select {
+	case <-ctx.Done():
+		return Facts{}, fmt.Errorf("cannot wait for the guest: %w; the console's end:\n%s", context.Cause(ctx), vm.ConsoleTail())
+	case <-vm.ready:
+	case <-vm.done:
+	}
+	vm.mu.Lock()
+	standing, fault := vm.standing, vm.fault
+	vm.mu.Unlock()
+	if standing == nil {
+		if fault == "" {
+			fault = fmt.Sprintf("it ended (%v)", vm.exit)
+		}
+		return Facts{}, fmt.Errorf("cannot use the guest: %w: %s; the console's end:\n%s", ErrDown, fault, vm.ConsoleTail())
+	}
+	return complete(vm.facts, *standing)
+}
+
+// complete adds what the guest told to what the lab knows, and refuses what
+// would make later checks empty.
+func complete(f Facts, s pact.Standing) (Facts, error) {
+	ram, err := systemRAM(s.IOMem)
+	if err != nil {
+		return Facts{}, fmt.Errorf("cannot use the guest's report: %w", err)
+	}
+	if want := pact.IntruderExe + " (deleted)"; s.IntruderExe != want {
+		return Facts{}, fmt.Errorf("cannot use the guest's report: the intruder runs from %q, want %q", s.IntruderExe, want)
+	}
+	for name, value := range map[string]string{"release": s.Release, "version": s.Version, "boot id": s.BootID, "listening socket": s.Listen, "outbound connection": s.BeaconFrom} {
+		if strings.TrimSpace(value) == "" {
+			return Facts{}, fmt.Errorf("cannot use the guest's report: it has no %s", name)
+		}
+	}
+	f.Release, f.Version, f.BootID, f.SystemRAM = s.Release, s.Version, s.BootID, ram
+	f.DeletedPID, f.DeletedExe, f.Listen, f.BeaconFrom = s.IntruderPID, s.IntruderExe, s.Listen, s.BeaconFrom
+	return f, nil
+}
+
+// Command sends a verb of package pact to the guest's init and returns its
+// answer.
+func (vm *VM) Command(ctx context.Context, verb string) (string, error) {
+	answer := make(chan pact.Report, 1)
+	vm.mu.Lock()
+	vm.nextID++
+	id := vm.nextID
+	vm.replies[id] = answer
+	err := vm.line.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	if err == nil {
+		err = pact.Write(vm.line, pact.Command{ID: id, Verb: verb})
+	}
+	vm.mu.Unlock()
+	defer vm.forget(id)
+	if err != nil {
+		return "", fmt.Errorf("cannot tell the guest to %s: %w", verb, err)
+	}
+	select {
+	case r := <-answer:
+		if r.Error != "" {
+			return "", fmt.Errorf("the guest refused to %s: %s", verb, r.Error)
+		}
+		return r.Text, nil
+	case <-vm.done:
+		return "", fmt.Errorf("cannot tell the guest to %s: %w", verb, ErrDown)
+	case <-ctx.Done():
+		return "", fmt.Errorf("cannot tell the guest to %s: %w", verb, context.Cause(ctx))
+	}
+}
+
+func (vm *VM) forget(id int) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	delete(vm.replies, id)
+}
+
+// listen reads the guest's reports until the line closes.
+func (vm *VM) listen() {
+	lines := pact.Lines(vm.line)
+	for lines.Scan() {
+		var r pact.Report
+		if err := pact.Decode(lines.Bytes(), &r); err != nil {
+			fmt.Fprintf(vm.tail, "lab: %v\n", err)
+			continue
+		}
+		vm.take(r)
+	}
+	if err := lines.Err(); err != nil && !errors.Is(err, net.ErrClosed) {
+		fmt.Fprintf(vm.tail, "lab: the serial line broke: %v\n", err)
+	}
+}
+
+// take acts on one report. Only the first facts or fault counts.
+func (vm *VM) take(r pact.Report) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	switch {
+	case r.Kind == pact.KindReply:
+		if answer, ok := vm.replies[r.ID]; ok {
+			delete(vm.replies, r.ID)
+			answer <- r
+		}
+	case r.Kind == pact.KindAgent:
+		fmt.Fprintf(vm.tail, "lab: %s\n", strconv.QuoteToASCII(r.Text))
+	case r.Kind == pact.KindFacts && r.Facts != nil && vm.standing == nil && vm.fault == "":
+		vm.standing = r.Facts
+		vm.facts.BootTime = time.Since(vm.started)
+		close(vm.ready)
+	case r.Kind == pact.KindFault && vm.standing == nil && vm.fault == "":
+		vm.fault = r.Text
+		close(vm.ready)
+	default:
+		fmt.Fprintf(vm.tail, "lab: unexpected report of kind %q: %q\n", r.Kind, r.Text)
+	}
+}
