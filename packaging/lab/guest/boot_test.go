@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -188,7 +189,7 @@ func TestNoOrphan(t *testing.T) {
 	for _, signal := range []string{"KILL", "INT"} {
 		t.Run(signal, func(t *testing.T) {
 			child := exec.Command(os.Args[0], "-test.run=^TestParent$", "-test.v")
-			child.Env = append(os.Environ(), "GUEST_PARENT="+kit.Kernel, "GUEST_INIT="+cfg.Init, "GUEST_AGENT="+cfg.Agent, "GUEST_CACHE="+filepath.Dir(filepath.Dir(filepath.Dir(kit.Kernel))))
+			child.Env = append(os.Environ(), "GUEST_PARENT=1", "GUEST_INIT="+cfg.Init, "GUEST_AGENT="+cfg.Agent, "GUEST_CACHE="+filepath.Dir(filepath.Dir(filepath.Dir(kit.Kernel))))
 			child.Stderr = os.Stderr
 			out, err := child.StdoutPipe()
 			if err != nil {
@@ -228,11 +229,13 @@ func TestParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm, err := Boot(t.Context(), Config{Kit: kit, Init: os.Getenv("GUEST_INIT"), Agent: os.Getenv("GUEST_AGENT"), AgentArgs: []string{"127.0.0.1:1"}})
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt)
+	defer stop()
+	vm, err := Boot(ctx, Config{Kit: kit, Init: os.Getenv("GUEST_INIT"), Agent: os.Getenv("GUEST_AGENT"), AgentArgs: []string{"127.0.0.1:1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := vm.Ready(t.Context()); err != nil {
+	if _, err := vm.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Printf("\nemulator=%d\n", vm.pid)

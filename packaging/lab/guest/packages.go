@@ -75,7 +75,7 @@ func withLists(ctx context.Context, log *slog.Logger, act func() error) error {
 
 // aptGet runs apt-get without questions. An empty dir is the current folder.
 func aptGet(ctx context.Context, dir string, args ...string) error {
-	_, err := output(ctx, dir, "apt-get", append([]string{"-q", "-o", "APT::Sandbox::User=root"}, args...)...)
+	_, err := output(ctx, dir, "apt-get", append([]string{"-q", "-o", "APT::Sandbox::User=root", "-o", "DPkg::Lock::Timeout=120"}, args...)...)
 	return err
 }
 

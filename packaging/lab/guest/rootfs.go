@@ -203,6 +203,9 @@ func (a *archive) folder(name string, mode, owner uint64) {
 }
 
 func (a *archive) file(name string, f File) {
+	if a.seen[name] && a.err == nil {
+		a.err = fmt.Errorf("cannot pack the file %q: it is a folder or link", name)
+	}
 	mode := uint64(f.Mode.Perm())
 	for bit, unix := range map[fs.FileMode]uint64{fs.ModeSetuid: 0o4000, fs.ModeSetgid: 0o2000, fs.ModeSticky: 0o1000} {
 		if f.Mode&bit != 0 {

@@ -25,6 +25,12 @@ import (
 // emulator is the program that Boot runs, found by PATH.
 const emulator = "qemu-system-x86_64"
 
+// processor has 4-level paging, which analysis tools expect, and is what a
+// current EC2 instance may have, without the features that software emulation
+// lacks and would warn of.
+const processor = "Skylake-Server,-pcid,-x2apic,-tsc-deadline,-hle,-rtm,-invpcid,-rdseed,-3dnowprefetch,-xsavec," +
+	"-avx512f,-avx512dq,-avx512cd,-avx512bw,-avx512vl"
+
 // Config says what to boot. Kit, Init and Agent are required.
 type Config struct {
 	Kit        *Kit
@@ -176,7 +182,7 @@ func arguments(cfg Config) []string {
 	kernel := append([]string{"console=ttyS0", "quiet", "panic=-1"}, cfg.KernelArgs...)
 	return []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "Skylake-Server",
+		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", processor,
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB), "-rtc", "base=utc",
 		"-kernel", cfg.Kit.Kernel, "-initrd", "/proc/self/fd/4", "-append", strings.Join(kernel, " "),
 		"-serial", "stdio",
