@@ -9,6 +9,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -43,12 +44,14 @@ func live() error {
 	if err != nil {
 		return err
 	}
-	if err := run(line); err != nil {
-		return fmt.Errorf("%w (told: %v)", err, line.send(pact.Report{Kind: pact.KindFault, Text: err.Error()}))
+	err = run(line)
+	if told := line.send(pact.Report{Kind: pact.KindFault, Text: err.Error()}); told != nil {
+		return errors.Join(err, told)
 	}
-	return nil
+	return err
 }
 
+// run does everything, then keeps the agent. It returns only an error.
 func run(line *line) error {
 	orders, err := readOrders()
 	if err != nil {
