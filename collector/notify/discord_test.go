@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,7 +29,8 @@ type hook struct {
 	*httptest.Server
 	answers []http.HandlerFunc
 	calls   atomic.Int64
-	body    []byte // of the last request
+	mu      sync.Mutex
+	body    []byte // of the last request; under mu
 	query   string
 }
 
@@ -36,8 +38,10 @@ func newHook(t *testing.T, answers ...http.HandlerFunc) *hook {
 	h := &hook{answers: answers}
 	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n := int(h.calls.Add(1))
-		h.body, _ = io.ReadAll(r.Body)
-		h.query = r.URL.RawQuery
+		body, _ := io.ReadAll(r.Body)
+		h.mu.Lock()
+		h.body, h.query = body, r.URL.RawQuery
+		h.mu.Unlock()
 		h.answers[min(n, len(h.answers))-1](w, r)
 	}))
 	t.Cleanup(h.Close)
