@@ -1,0 +1,284 @@
+// Package casefile is one case: what is known of one instance, what was done
+// to it, and what comes next.
+//
+// It is pure. A case changes only by applying events, one after the other,
+// so that the journal of events is the case, and a restart or another node
+// sees exactly what the first one saw.
+package casefile
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/collector/finding"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// maxFindings bounds the raw findings that a case keeps; later ones are
+// counted.
+const maxFindings = 100
+
+// State says where a case stands.
+type State string
+
+// The states of a case.
+const (
+	Running State = "running" // its steps are being taken
+	Ended   State = "ended"   // every step has ended; new findings still join
+	Closed  State = "closed"  // by an operator; a new finding opens a new case
+)
+
+// Outcome says how a step ended.
+type Outcome string
+
+// The outcomes of a step.
+const (
+	Done    Outcome = "done"
+	Partly  Outcome = "partial"
+	Failed  Outcome = "failed"
+	Skipped Outcome = "skipped"
+)
+
+// Case is what is known of one case. Only Apply changes it.
+type Case struct {
+	ID        string            `json:"id"`
+	Opened    time.Time         `json:"opened"`
+	State     State             `json:"state"`
+	Act       bool              `json:"act"` // false: a record, nothing is done but to notify
+	Reason    string            `json:"reason"`
+	Instance  evidence.Instance `json:"instance"` // empty when nothing is acted on
+	Findings  []Finding         `json:"findings"`
+	Uncounted int               `json:"findingsNotKept,omitempty"`
+	Steps     []Step            `json:"steps"`
+
+	Agent      *evidence.Agent      `json:"agent,omitempty"`
+	Protection *Protection          `json:"protectionBefore,omitempty"`
+	Interfaces []evidence.Interface `json:"interfaces,omitempty"`
+	Image      *evidence.Image      `json:"image,omitempty"`
+	Items      []evidence.Item      `json:"items,omitempty"` // without their parts, which the ledger and the manifest hold
+	Missing    []evidence.Missing   `json:"missing,omitempty"`
+	Manifest   *Manifest            `json:"manifest,omitempty"`
+
+	Journal evidence.JournalHead `json:"journal"`
+}
+
+// Finding is a finding that stands behind the case.
+type Finding struct {
+	EventID  string          `json:"eventId"`
+	ID       string          `json:"id"`
+	Type     string          `json:"type"`
+	Title    string          `json:"title"`
+	Severity float64         `json:"severity"`
+	Count    int             `json:"count"`
+	Received time.Time       `json:"received"`
+	Raw      json.RawMessage `json:"raw"`
+}
+
+// Step is one step of the case's story.
+type Step struct {
+	Name    string    `json:"name"`
+	Tries   int       `json:"tries"` // how often it was begun; more than once after a restart
+	Started time.Time `json:"started,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
+	Outcome Outcome   `json:"outcome,omitempty"`
+	Detail  string    `json:"detail,omitempty"`
+}
+
+// Protection is how the instance was guarded against its own end, before the
+// case changed it.
+type Protection struct {
+	TerminationProtected bool   `json:"terminationProtected"`
+	ShutdownBehavior     string `json:"shutdownBehavior"`
+}
+
+// Manifest tells where the signed manifest lies.
+type Manifest struct {
+	Key    string          `json:"key"`
+	SHA256 evidence.Digest `json:"sha256"`
+}
+
+// Event is one change of a case. Exactly the fields that its Type names are
+// set.
+type Event struct {
+	Type string    `json:"type"`
+	Time time.Time `json:"time"`
+
+	Opened     *Opening             `json:"opened,omitempty"`
+	Finding    *Finding             `json:"finding,omitempty"`
+	Step       string               `json:"step,omitempty"`
+	Outcome    Outcome              `json:"outcome,omitempty"`
+	Detail     string               `json:"detail,omitempty"`
+	Instance   *evidence.Instance   `json:"instance,omitempty"`
+	Agent      *evidence.Agent      `json:"agent,omitempty"`
+	Protection *Protection          `json:"protectionBefore,omitempty"`
+	Interfaces []evidence.Interface `json:"interfaces,omitempty"`
+	Image      *evidence.Image      `json:"image,omitempty"`
+	Items      []evidence.Item      `json:"items,omitempty"`
+	Missing    *evidence.Missing    `json:"missing,omitempty"`
+	Manifest   *Manifest            `json:"manifest,omitempty"`
+}
+
+// Opening is what a case begins with.
+type Opening struct {
+	Act      bool              `json:"act"`
+	Reason   string            `json:"reason"`
+	Instance evidence.Instance `json:"instance"`
+	Steps    []string          `json:"steps"`
+}
+
+// The types of events. A fact is something learned or changed by a step; it
+// sets the fields that it brings.
+const (
+	CaseOpened    = "case_opened"
+	FindingJoined = "finding_joined"
+	StepStarted   = "step_started"
+	StepEnded     = "step_ended"
+	Fact          = "fact"
+	CaseClosed    = "case_closed"
+)
+
+// FindingOf makes the case's note of a finding.
+func FindingOf(f *finding.Finding, now time.Time) Finding {
+	return Finding{EventID: f.EventID, ID: f.ID, Type: f.Type, Title: f.Title, Severity: f.Severity,
+		Count: f.Count, Received: now.UTC(), Raw: f.Raw}
+}
+
+// Open is the case that an opening event begins.
+func Open(id string, e Event) (Case, error) {
+	if e.Type != CaseOpened || e.Opened == nil || e.Finding == nil {
+		return Case{}, fmt.Errorf("cannot open case %s: its first event is %q", id, e.Type)
+	}
+	c := Case{ID: id, Opened: e.Time, State: Running, Act: e.Opened.Act, Reason: e.Opened.Reason,
+		Instance: e.Opened.Instance, Findings: []Finding{*e.Finding}}
+	for _, name := range e.Opened.Steps {
+		c.Steps = append(c.Steps, Step{Name: name})
+	}
+	return c, nil
+}
+
+// Apply gives the case after an event. The case before it is unchanged.
+func (c Case) Apply(e Event) (Case, error) {
+	if c.State == Closed {
+		return c, fmt.Errorf("cannot apply event %q to case %s: it is closed", e.Type, c.ID)
+	}
+	c.Steps, c.Findings = slices.Clone(c.Steps), slices.Clone(c.Findings)
+	switch e.Type {
+	case FindingJoined:
+		c.join(*e.Finding)
+	case StepStarted, StepEnded:
+		i := slices.IndexFunc(c.Steps, func(s Step) bool { return s.Name == e.Step })
+		if i < 0 {
+			return c, fmt.Errorf("cannot apply event %q to case %s: it has no step %q", e.Type, c.ID, e.Step)
+		}
+		c.move(&c.Steps[i], e)
+	case Fact:
+		c.learn(e)
+	case CaseClosed:
+		c.State, c.Reason = Closed, e.Detail
+	default:
+		return c, fmt.Errorf("cannot apply event %q to case %s: unknown", e.Type, c.ID)
+	}
+	return c, nil
+}
+
+func (c *Case) join(f Finding) {
+	for i, known := range c.Findings {
+		if known.ID == f.ID && known.Type == f.Type {
+			f.Severity = max(f.Severity, known.Severity)
+			c.Findings[i] = f
+			return
+		}
+	}
+	if len(c.Findings) >= maxFindings {
+		c.Uncounted++
+		return
+	}
+	c.Findings = append(c.Findings, f)
+}
+
+func (c *Case) move(s *Step, e Event) {
+	if e.Type == StepStarted {
+		s.Tries++
+		if s.Started.IsZero() {
+			s.Started = e.Time
+		}
+		return
+	}
+	s.Ended, s.Outcome, s.Detail = e.Time, e.Outcome, e.Detail
+	if next, _ := c.Next(); next == "" {
+		c.State = Ended
+	}
+}
+
+func (c *Case) learn(e Event) {
+	if e.Instance != nil {
+		c.Instance = *e.Instance
+	}
+	if e.Agent != nil {
+		c.Agent = e.Agent
+	}
+	if e.Protection != nil && c.Protection == nil { // the first reading is the one before the change
+		c.Protection = e.Protection
+	}
+	if e.Interfaces != nil {
+		c.Interfaces = e.Interfaces
+	}
+	if e.Image != nil {
+		c.Image = e.Image
+	}
+	if e.Items != nil {
+		c.Items = e.Items
+	}
+	if e.Missing != nil {
+		c.Missing = append(slices.Clone(c.Missing), *e.Missing)
+	}
+	if e.Manifest != nil {
+		c.Manifest = e.Manifest
+	}
+}
+
+// Next is the step to take now, and whether it was begun before; "" when all
+// have ended.
+func (c Case) Next() (name string, begun bool) {
+	for _, s := range c.Steps {
+		if s.Outcome == "" {
+			return s.Name, s.Tries > 0
+		}
+	}
+	return "", false
+}
+
+// StepNamed gives a step of the case.
+func (c Case) StepNamed(name string) (Step, bool) {
+	for _, s := range c.Steps {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return Step{}, false
+}
+
+// Known reports whether the case has seen this very event.
+func (c Case) Known(eventID string) bool {
+	return slices.ContainsFunc(c.Findings, func(f Finding) bool { return f.EventID == eventID })
+}
+
+// Summary says in one line what the case got and what it did not.
+func (c Case) Summary() string {
+	if !c.Act {
+		return "notified only: " + c.Reason
+	}
+	var parts []string
+	for _, s := range c.Steps {
+		if s.Outcome != "" && s.Outcome != Done {
+			parts = append(parts, fmt.Sprintf("%s %s: %s", s.Name, s.Outcome, s.Detail))
+		}
+	}
+	if len(parts) == 0 {
+		return string(c.State) + ", everything was done"
+	}
+	return string(c.State) + "; " + strings.Join(parts, "; ")
+}

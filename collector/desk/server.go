@@ -1,0 +1,146 @@
+// Package desk is where operators work: the service behind the command line
+// and what its commands print.
+//
+// It listens on a Unix socket that only the collector's own user may open,
+// apart from the agents' listener, so that nothing an agent sends can reach
+// an operator's call.
+package desk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/collector/docket"
+	"github.com/quicklime-ir/quicklime/collector/finding"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+// maxEvent bounds a finding that an operator hands in, and maxReply what the
+// desk answers, in bytes.
+const (
+	maxEvent = 1 << 20
+	maxReply = 256 << 20
+)
+
+// Fleet tells of agents and of what they do now.
+type Fleet interface {
+	Agents() []*wire.AttachedAgent
+	Progress(caseID string) []*wire.Progress
+}
+
+// Desk serves operators. It implements wire.OperatorServiceServer.
+type Desk struct {
+	wire.UnimplementedOperatorServiceServer
+
+	Docket *docket.Docket
+	Fleet  Fleet
+	Log    *slog.Logger
+}
+
+// SocketPath is where the desk of a collector with this data folder listens.
+func SocketPath(data string) string { return filepath.Join(data, "operator.sock") }
+
+// Serve answers operators at a Unix socket until ctx ends. The folder's lock
+// is the caller's, so a socket that is there is a dead collector's.
+func (d *Desk) Serve(ctx context.Context, path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot clear operators' socket: %w", err)
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return fmt.Errorf("cannot listen for operators: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxEvent+4096), grpc.MaxSendMsgSize(maxReply))
+	wire.RegisterOperatorServiceServer(server, d)
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	if err := server.Serve(listener); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// Trigger implements wire.OperatorServiceServer.
+func (d *Desk) Trigger(ctx context.Context, q *wire.TriggerRequest) (*wire.TriggerReply, error) {
+	ids, err := d.Docket.Open(ctx, q.GetEvent())
+	if errors.Is(err, finding.ErrMalformed) {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	d.Log.Info("finding handed in by an operator", "cases", ids)
+	return &wire.TriggerReply{CaseIds: ids}, nil
+}
+
+// ListCases implements wire.OperatorServiceServer. The raw findings are left
+// out; GetCase has them.
+func (d *Desk) ListCases(ctx context.Context, _ *wire.ListCasesRequest) (*wire.ListCasesReply, error) {
+	cases, err := d.Docket.List(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	reply := &wire.ListCasesReply{}
+	for _, c := range cases {
+		c.Findings = append([]casefile.Finding(nil), c.Findings...)
+		for i := range c.Findings {
+			c.Findings[i].Raw = nil
+		}
+		raw, err := json.Marshal(c)
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		reply.Cases = append(reply.Cases, raw)
+	}
+	return reply, nil
+}
+
+// GetCase implements wire.OperatorServiceServer.
+func (d *Desk) GetCase(ctx context.Context, q *wire.GetCaseRequest) (*wire.GetCaseReply, error) {
+	c, err := d.Docket.Get(ctx, q.GetId())
+	if err != nil {
+		return nil, answer(err)
+	}
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &wire.GetCaseReply{Case: raw, Progress: d.Fleet.Progress(c.ID)}, nil
+}
+
+// CloseCase implements wire.OperatorServiceServer.
+func (d *Desk) CloseCase(ctx context.Context, q *wire.CloseCaseRequest) (*wire.CloseCaseReply, error) {
+	if q.GetReason() == "" {
+		return nil, status.Error(codes.InvalidArgument, "cannot close a case without a reason: give one, it stays in the journal")
+	}
+	if err := d.Docket.Close(ctx, q.GetId(), q.GetReason()); err != nil {
+		return nil, answer(err)
+	}
+	return &wire.CloseCaseReply{}, nil
+}
+
+// ListAgents implements wire.OperatorServiceServer.
+func (d *Desk) ListAgents(context.Context, *wire.ListAgentsRequest) (*wire.ListAgentsReply, error) {
+	return &wire.ListAgentsReply{Agents: d.Fleet.Agents()}, nil
+}
+
+func answer(err error) error {
+	if errors.Is(err, docket.ErrNoCase) {
+		return status.Error(codes.NotFound, err.Error())
+	}
+	return status.Error(codes.FailedPrecondition, err.Error())
+}

@@ -1,0 +1,253 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"sync"
+
+	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// Close completes an item from its stored parts. It is whole where reason is
+// empty and all of its parts are there; else it is partial and says why.
+// Closing twice gives what the first time gave.
+func (l *Ledger) Close(ctx context.Context, caseID, id string, parts int32, reason string) (evidence.Item, error) {
+	if err := checkID(id); err != nil {
+		return evidence.Item{}, err
+	}
+	key := itemKey(caseID, id)
+	defer l.lock(key)()
+	item, revision, err := l.load(ctx, key)
+	if err != nil {
+		return evidence.Item{}, refuseUnknown(err, id)
+	}
+	if item.Status != evidence.Open {
+		item.Parts, err = l.parts(ctx, item)
+		return item.Item, err
+	}
+	stored, err := l.stored(ctx, item)
+	if err != nil {
+		return evidence.Item{}, err
+	}
+	item.Status, item.Error, item.Parts = evidence.Whole, reason, stored
+	if missing := lost(item.Item, parts); reason == "" && missing != "" {
+		item.Error = missing
+	}
+	if item.Error != "" {
+		item.Status = evidence.Partial
+	}
+	for _, p := range stored {
+		item.Size += p.Size
+	}
+	if len(stored) == 0 {
+		if err := l.Bucket.Abort(ctx, item.Key, item.UploadID); err != nil {
+			return evidence.Item{}, err
+		}
+	} else {
+		object, err := l.Bucket.Complete(ctx, item.Key, item.UploadID, stored)
+		if err != nil {
+			return evidence.Item{}, err
+		}
+		item.VersionID, item.SHA256 = object.VersionID, evidence.Composite(stored)
+	}
+	if err := l.dropUnstored(ctx, item, stored); err != nil {
+		return evidence.Item{}, err
+	}
+	if _, err := l.save(ctx, key, item, revision); err != nil {
+		return evidence.Item{}, err
+	}
+	l.Log.Info("item closed", "case", caseID, "item", id, "status", item.Status, "parts", len(stored), "bytes", item.Size, "reason", item.Error)
+	return item.Item, nil
+}
+
+// lost says which parts are not there, "" when all are.
+func lost(item evidence.Item, parts int32) string {
+	if missing := item.Missing(); len(missing) > 0 {
+		return fmt.Sprintf("memory %v is in no stored part, and %d more ranges", missing[0], len(missing)-1)
+	}
+	for n := int32(1); n <= parts; n++ {
+		if int(n) > len(item.Parts) || item.Parts[n-1].Number != n {
+			return fmt.Sprintf("part %d of %d is not stored", n, parts)
+		}
+	}
+	if len(item.Parts) != int(parts) {
+		return fmt.Sprintf("%d parts are stored, want %d", len(item.Parts), parts)
+	}
+	return ""
+}
+
+// CloseAll closes the items of a kind that are still open, as partial: the
+// capture is over and no agent will.
+func (l *Ledger) CloseAll(ctx context.Context, caseID string, kind evidence.Kind, reason string) error {
+	items, err := l.list(ctx, caseID)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, item := range items {
+		if item.Kind == kind && item.Status == evidence.Open {
+			_, err := l.Close(ctx, caseID, item.ID(), 0, reason)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Items gives every item of a case, by kind and name, with its parts.
+func (l *Ledger) Items(ctx context.Context, caseID string) ([]evidence.Item, error) {
+	items, err := l.list(ctx, caseID)
+	if err != nil {
+		return nil, err
+	}
+	var out []evidence.Item
+	for _, item := range items {
+		if item.Parts, err = l.parts(ctx, item); err != nil {
+			return nil, err
+		}
+		out = append(out, item.Item)
+	}
+	return out, nil
+}
+
+func (l *Ledger) list(ctx context.Context, caseID string) ([]Item, error) {
+	entries, err := l.Store.List(ctx, "item/"+caseID+"/")
+	if err != nil {
+		return nil, err
+	}
+	var out []Item
+	for _, e := range entries {
+		var item Item
+		if err := json.Unmarshal(e.Value, &item); err != nil {
+			return nil, fmt.Errorf("cannot read item %s: %w", e.Key, err)
+		}
+		out = append(out, item)
+	}
+	return out, nil
+}
+
+// stored gives the granted parts that S3 holds with the granted hash.
+func (l *Ledger) stored(ctx context.Context, item Item) ([]evidence.Part, error) {
+	granted, err := l.parts(ctx, item)
+	if err != nil || len(granted) == 0 {
+		return nil, err
+	}
+	have, err := l.Bucket.Stored(ctx, item.Key, item.UploadID)
+	if err != nil {
+		return nil, err
+	}
+	var out []evidence.Part
+	for _, s := range have {
+		i := slices.IndexFunc(granted, func(p evidence.Part) bool { return p.Number == s.Number })
+		if i < 0 || granted[i].SHA256 != s.Digest || granted[i].Size != s.Size {
+			l.Log.Warn("stored part that was not granted is left out", "case", item.Case, "item", item.ID(), "part", s.Number)
+			continue
+		}
+		granted[i].ETag = s.ETag
+		out = append(out, granted[i])
+	}
+	return out, nil
+}
+
+// dropUnstored forgets the grants whose parts are not in S3, so that what is
+// granted and what is stored are the same from now on.
+func (l *Ledger) dropUnstored(ctx context.Context, item Item, stored []evidence.Part) error {
+	granted, err := l.parts(ctx, item)
+	if err != nil {
+		return err
+	}
+	for _, p := range granted {
+		if slices.ContainsFunc(stored, func(s evidence.Part) bool { return s.Number == p.Number }) {
+			continue
+		}
+		if err := l.drop(ctx, partKey(item, p.Number)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parts gives the granted parts of an item, ascending. Once the item is
+// closed they are its stored parts.
+func (l *Ledger) parts(ctx context.Context, item Item) ([]evidence.Part, error) {
+	entries, err := l.Store.List(ctx, partPrefix(item))
+	if err != nil {
+		return nil, err
+	}
+	var out []evidence.Part
+	for _, e := range entries {
+		var p evidence.Part
+		if err := json.Unmarshal(e.Value, &p); err != nil {
+			return nil, fmt.Errorf("cannot read part %s: %w", e.Key, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (l *Ledger) load(ctx context.Context, key string) (Item, int64, error) {
+	value, revision, err := l.Store.Get(ctx, key)
+	if err != nil {
+		return Item{}, 0, err
+	}
+	var item Item
+	if err := json.Unmarshal(value, &item); err != nil {
+		return Item{}, 0, fmt.Errorf("cannot read item %s: %w", key, err)
+	}
+	return item, revision, nil
+}
+
+// save writes an item without its parts, which have keys of their own: a
+// value stays small, however large the image is.
+func (l *Ledger) save(ctx context.Context, key string, item Item, revision int64) (int64, error) {
+	item.Parts = nil
+	value, err := json.Marshal(item)
+	if err != nil {
+		return 0, err
+	}
+	return l.Store.Put(ctx, key, value, revision)
+}
+
+func (l *Ledger) drop(ctx context.Context, key string) error {
+	_, revision, err := l.Store.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.Store.Delete(ctx, key, revision)
+}
+
+func (l *Ledger) lock(key string) (unlock func()) {
+	mu, _ := l.locks.LoadOrStore(key, new(sync.Mutex))
+	mu.(*sync.Mutex).Lock()
+	return mu.(*sync.Mutex).Unlock
+}
+
+func refuseUnknown(err error, id string) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("%w: no item %.60q was opened", ErrRefused, id)
+	}
+	return err
+}
+
+var idShape = regexp.MustCompile(`^[a-z]{1,20}\.[a-z][a-z0-9_]{0,39}$`)
+
+// checkID refuses what an agent gives as an item's id and Open never made.
+func checkID(id string) error {
+	if !idShape.MatchString(id) {
+		return fmt.Errorf("%w: %.60q is no item's id", ErrRefused, id)
+	}
+	return nil
+}
+
+func itemKey(caseID, id string) string { return "item/" + caseID + "/" + id }
+
+func partPrefix(i Item) string { return "part/" + i.Case + "/" + i.ID() + "/" }
+
+func partKey(i Item, number int32) string { return fmt.Sprintf("%s%05d", partPrefix(i), number) }

@@ -1,0 +1,246 @@
+// Package ledger records which bytes may be stored as evidence, before they
+// can be.
+//
+// For each item it keeps the upload and, for each part, the one hash that
+// was granted; so a part that was changed on the way, or on the instance
+// after the fact, cannot become evidence. It survives the collector, and an
+// agent that was interrupted finds its item as it left it.
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/collector/locker"
+	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/lime"
+)
+
+// maxItems bounds what one case may store.
+const maxItems = 256
+
+// ErrRefused is the kind of every request that will never be granted.
+var ErrRefused = errors.New("refused")
+
+// Bucket is where the bytes go; package locker has it. Completing an upload
+// twice gives the same object.
+type Bucket interface {
+	Begin(ctx context.Context, key string) (uploadID string, err error)
+	Grant(ctx context.Context, key, uploadID string, number int32, size uint64, digest evidence.Digest) (locker.Grant, error)
+	Stored(ctx context.Context, key, uploadID string) ([]locker.StoredPart, error)
+	Complete(ctx context.Context, key, uploadID string, parts []evidence.Part) (locker.Object, error)
+	Abort(ctx context.Context, key, uploadID string) error
+}
+
+// Ledger is the record of all items.
+type Ledger struct {
+	Store  store.Store
+	Bucket Bucket
+	Log    *slog.Logger
+	Now    func() time.Time
+
+	locks sync.Map // item key in the store -> *sync.Mutex: one change at a time
+}
+
+// Item is an item of a case, and the upload that fills it.
+type Item struct {
+	evidence.Item
+	Case     string `json:"case"`
+	UploadID string `json:"uploadId"`
+}
+
+// ID names the item inside its case.
+func (i Item) ID() string { return itemID(i.Item) }
+
+func itemID(i evidence.Item) string { return string(i.Kind) + "." + i.Name }
+
+// Opened is an item as an agent finds it.
+type Opened struct {
+	ID     string
+	Stored []evidence.Part // need not be sent again
+	Closed bool
+}
+
+// Open begins an item, or finds it again. A memory image that was begun with
+// the same plan goes on where it stopped; any other item begins anew, as its
+// bytes cannot be read a second time.
+func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidence.Item) (Opened, error) {
+	if !evidence.ValidName(item.Name) {
+		return Opened{}, fmt.Errorf("%w: item name %.60q, want lower-case letters, digits and underscores, 40 at most", ErrRefused, item.Name)
+	}
+	if (item.Kind == evidence.Memory) != (len(item.RAM) > 0 && item.PartRAMBytes > 0) {
+		return Opened{}, fmt.Errorf("%w: item %s needs RAM ranges and a part size if it is memory, and none if not", ErrRefused, itemID(item))
+	}
+	key := itemKey(caseID, itemID(item))
+	defer l.lock(key)()
+	old, revision, err := l.load(ctx, key)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		if err := l.room(ctx, caseID); err != nil {
+			return Opened{}, err
+		}
+	case err != nil:
+		return Opened{}, err
+	case old.Status != evidence.Open:
+		return Opened{ID: old.ID(), Closed: true}, nil
+	case samePlan(old.Item, item):
+		return l.resume(ctx, old)
+	case item.Kind == evidence.Memory:
+		return Opened{}, fmt.Errorf("%w: item %s was begun from source %s with another plan of %d bytes a part; it will be kept as it is", ErrRefused, old.ID(), old.Source, old.PartRAMBytes)
+	default:
+		if err := l.discard(ctx, old); err != nil {
+			return Opened{}, err
+		}
+	}
+	item.Status = evidence.Open
+	item.Key = locker.Key(caseID, instance, item)
+	fresh := Item{Item: item, Case: caseID}
+	if fresh.UploadID, err = l.Bucket.Begin(ctx, item.Key); err != nil {
+		return Opened{}, err
+	}
+	if _, err := l.save(ctx, key, fresh, revision); err != nil {
+		return Opened{}, errors.Join(err, l.Bucket.Abort(ctx, item.Key, fresh.UploadID))
+	}
+	return Opened{ID: fresh.ID()}, nil
+}
+
+// samePlan reports whether a memory image can go on.
+func samePlan(a, b evidence.Item) bool {
+	return a.Kind == evidence.Memory && b.Kind == evidence.Memory && a.Source == b.Source && a.Format == b.Format &&
+		a.Compression == b.Compression && a.PartRAMBytes == b.PartRAMBytes && slices.Equal(a.RAM, b.RAM)
+}
+
+// resume keeps what S3 holds and forgets the grants of what it does not, as
+// the bytes of those parts will be others when they are read again.
+func (l *Ledger) resume(ctx context.Context, item Item) (Opened, error) {
+	stored, err := l.stored(ctx, item)
+	if err != nil {
+		return Opened{}, err
+	}
+	if err := l.dropUnstored(ctx, item, stored); err != nil {
+		return Opened{}, err
+	}
+	return Opened{ID: item.ID(), Stored: stored}, nil
+}
+
+// discard gives an upload up, with its grants.
+func (l *Ledger) discard(ctx context.Context, item Item) error {
+	if err := l.dropUnstored(ctx, item, nil); err != nil {
+		return err
+	}
+	if err := l.Bucket.Abort(ctx, item.Key, item.UploadID); err != nil && !errors.Is(err, locker.ErrNoUpload) {
+		return err
+	}
+	return nil
+}
+
+// Grant records a part and gives the request that can store exactly its
+// bytes. Where they are stored already, the request is empty and stored is
+// true.
+func (l *Ledger) Grant(ctx context.Context, caseID, id string, part evidence.Part) (grant locker.Grant, stored bool, err error) {
+	if err := checkID(id); err != nil {
+		return grant, false, err
+	}
+	item, _, err := l.load(ctx, itemKey(caseID, id))
+	if err != nil {
+		return grant, false, refuseUnknown(err, id)
+	}
+	if item.Status != evidence.Open {
+		return grant, false, fmt.Errorf("%w: item %s is closed", ErrRefused, id)
+	}
+	if err := check(item.Item, part); err != nil {
+		return grant, false, err
+	}
+	part.Granted = l.Now().UTC()
+	value, err := json.Marshal(part)
+	if err != nil {
+		return grant, false, err
+	}
+	_, err = l.Store.Put(ctx, partKey(item, part.Number), value, 0)
+	if errors.Is(err, store.ErrConflict) {
+		if stored, err = l.repeat(ctx, item, part); stored || err != nil {
+			return grant, stored, err
+		}
+	} else if err != nil {
+		return grant, false, err
+	}
+	grant, err = l.Bucket.Grant(ctx, item.Key, item.UploadID, part.Number, part.Size, part.SHA256)
+	return grant, false, err
+}
+
+// repeat allows a part that was granted before, if it is the same.
+func (l *Ledger) repeat(ctx context.Context, item Item, part evidence.Part) (stored bool, err error) {
+	value, _, err := l.Store.Get(ctx, partKey(item, part.Number))
+	if err != nil {
+		return false, err
+	}
+	var old evidence.Part
+	if err := json.Unmarshal(value, &old); err != nil {
+		return false, fmt.Errorf("cannot read part %d of %s: %w", part.Number, item.ID(), err)
+	}
+	if old.SHA256 != part.SHA256 || old.Size != part.Size {
+		l.Log.Warn("second hash for a part refused", "case", item.Case, "item", item.ID(), "part", part.Number, "granted", old.SHA256, "asked", part.SHA256)
+		return false, fmt.Errorf("%w: part %d of %s has hash %v since %v, and now another is asked for", ErrRefused, part.Number, item.ID(), old.SHA256, old.Granted)
+	}
+	have, err := l.Bucket.Stored(ctx, item.Key, item.UploadID)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(have, func(s locker.StoredPart) bool { return s.Number == part.Number && s.Digest == part.SHA256 }), nil
+}
+
+// check holds a part that an agent claims against its item.
+func check(item evidence.Item, part evidence.Part) error {
+	refuse := func(format string, args ...any) error {
+		return fmt.Errorf("%w: part %d of %s %s", ErrRefused, part.Number, itemID(item), fmt.Sprintf(format, args...))
+	}
+	if part.Number < 1 || part.Number > evidence.MaxParts {
+		return refuse("has no number from 1 to %d", evidence.MaxParts)
+	}
+	if part.Size == 0 || part.Size > evidence.MaxPartBytes {
+		return refuse("has %d bytes, want 1 to %d", part.Size, int64(evidence.MaxPartBytes))
+	}
+	if item.Kind != evidence.Memory {
+		if len(part.Ranges) > 0 || len(part.Gaps) > 0 {
+			return refuse("names physical memory, but the item is not memory")
+		}
+		return nil
+	}
+	var ram uint64
+	for _, r := range part.Ranges {
+		ram += r.Len()
+	}
+	if len(part.Ranges) == 0 || ram > item.PartRAMBytes || len(lime.Subtract(part.Ranges, item.RAM)) > 0 {
+		return refuse("holds %d bytes of RAM in %d ranges, want up to %d inside the item's own", ram, len(part.Ranges), item.PartRAMBytes)
+	}
+	// Worst case: nothing compresses, and the part is padded to S3's minimum.
+	if limit := ram + ram/16 + evidence.MinPartBytes + 1<<20; part.Size > limit {
+		return refuse("has %d bytes for %d bytes of RAM, want %d at most", part.Size, ram, limit)
+	}
+	var gaps []lime.Range
+	for _, g := range part.Gaps {
+		gaps = append(gaps, g.Range)
+	}
+	if len(lime.Subtract(gaps, part.Ranges)) > 0 {
+		return refuse("names gaps outside its own ranges")
+	}
+	return nil
+}
+
+func (l *Ledger) room(ctx context.Context, caseID string) error {
+	entries, err := l.Store.List(ctx, "item/"+caseID+"/")
+	if err != nil {
+		return err
+	}
+	if len(entries) >= maxItems {
+		return fmt.Errorf("%w: case %s has %d items already, want %d at most", ErrRefused, caseID, len(entries), maxItems)
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/quicklime-ir/quicklime/collector/cloud"
+	"github.com/quicklime-ir/quicklime/collector/custody"
+	"github.com/quicklime-ir/quicklime/collector/desk"
+	"github.com/quicklime-ir/quicklime/collector/docket"
+	"github.com/quicklime-ir/quicklime/collector/fleet"
+	"github.com/quicklime-ir/quicklime/collector/intake"
+	"github.com/quicklime-ir/quicklime/collector/ledger"
+	"github.com/quicklime-ir/quicklime/collector/locker"
+	"github.com/quicklime-ir/quicklime/collector/notify"
+	"github.com/quicklime-ir/quicklime/collector/playbook"
+	"github.com/quicklime-ir/quicklime/collector/steps"
+	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/identity"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+// serveCmd is the service's whole configuration. Each flag can also be given
+// as an environment variable: QUICKLIME_SERVE_ and the flag's name. AWS credentials, regions
+// and endpoints come from the AWS SDK's own variables and files.
+type serveCmd struct {
+	dataFlag
+	Bucket    string        `help:"Evidence bucket." required:""`
+	Queue     string        `help:"URL of the SQS queue that EventBridge fills; none: findings come by 'trigger' alone."`
+	Retention time.Duration `help:"Object Lock (compliance) on every object for this long; 0: the bucket's default."`
+	KMSKey    string        `help:"KMS key for the objects; none: the bucket's default."`
+	Grants    string        `name:"grant-endpoint" help:"S3 endpoint put into the part URLs, where agents reach S3 by another name than the collector does (a VPC interface endpoint)."`
+	Severity  float64       `help:"Findings below this severity are only notified." default:"7.0"`
+
+	Listen      string `help:"Address of the agents' listener." default:":8443"`
+	Cert        string `help:"The collector's certificate (PEM)." type:"path" required:""`
+	Key         string `help:"Its private key (PEM)." type:"path" required:""`
+	AgentCA     string `help:"Certificate authority of the agents (PEM)." type:"path" required:""`
+	TrustDomain string `help:"SPIFFE trust domain of the agents." required:""`
+
+	SigningKey  string `help:"Ed25519 key that signs manifests; made in the data folder when there is none." type:"path"`
+	DiscordFile string `help:"File with the Discord webhook's URL, which is a secret; none: notifications are only logged." type:"path"`
+
+	MemorySource string `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
+	Compression  string `help:"Compression of evidence: ${enum}." enum:"zstd,none" default:"zstd"`
+
+	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening." default:"2m"`
+	Stall         time.Duration `help:"A capture without progress for this long is given up." default:"2m"`
+	VolatileLimit time.Duration `help:"Deadline of the volatile data." default:"10m"`
+	MemoryLimit   time.Duration `help:"Deadline of the memory image." default:"2h"`
+	LiveLimit     time.Duration `help:"Deadline of logs and files." default:"1h"`
+	ImageLimit    time.Duration `help:"How long the AMI may take to become available; containment does not wait for it." default:"2h"`
+
+	LogLevel slog.Level `help:"Lowest level that is logged: ${enum}." enum:"DEBUG,INFO,WARN,ERROR" default:"INFO"`
+}
+
+// Run serves until it is told to stop, or a part of it cannot go on.
+func (c *serveCmd) Run(ctx context.Context) error {
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+	service, err := c.build(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer service.store.Close()
+	log.Info("collector serves", "version", version, "agents", service.listener.Addr(), "bucket", c.Bucket, "queue", c.Queue)
+	err = service.run(ctx)
+	if errors.Is(err, context.Canceled) {
+		log.Info("collector stopped; running cases will be taken up again")
+		return nil
+	}
+	return err
+}
+
+// service is the parts of a running collector.
+type service struct {
+	store    store.Store
+	listener net.Listener
+	fleet    *fleet.Fleet
+	desk     *desk.Desk
+	runner   *playbook.Runner
+	queue    *intake.Queue // nil without a queue
+	socket   string
+	tls      identity.Files
+	log      *slog.Logger
+}
+
+// build makes every part and hands each what it needs.
+func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err error) {
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot make data folder: %w", err)
+	}
+	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
+	if s.store, err = store.OpenFiles(filepath.Join(c.Data, "store")); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.store.Close())
+		}
+	}()
+	sdk, err := config.LoadDefaultConfig(ctx, config.WithRetryMode(aws.RetryModeAdaptive))
+	if err != nil {
+		return nil, fmt.Errorf("cannot load AWS configuration: %w", err)
+	}
+	caller, err := sts.NewFromConfig(sdk).GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	if err != nil {
+		return nil, fmt.Errorf("cannot learn whose AWS credentials these are: %w", err)
+	}
+	signer, err := c.signer()
+	if err != nil {
+		return nil, err
+	}
+	notifier, err := c.notifier(log)
+	if err != nil {
+		return nil, err
+	}
+	bucket, err := locker.New(sdk, locker.Config{Bucket: c.Bucket, GrantEndpoint: c.Grants, Retention: c.Retention, KMSKeyID: c.KMSKey}, log)
+	if err != nil {
+		return nil, err
+	}
+	self, err := self()
+	if err != nil {
+		return nil, err
+	}
+	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
+	s.fleet = fleet.New(book, c.TrustDomain, log)
+	story := &steps.Story{
+		Account: aws.ToString(caller.Account),
+		EC2: func(region string) *cloud.EC2 {
+			return cloud.New(ec2.NewFromConfig(sdk, cloud.Retry, func(o *ec2.Options) { o.Region = region }), log)
+		},
+		Fleet: s.fleet, Ledger: book, Locker: bucket, Signer: signer, Notifier: notifier, Self: self,
+		Limits: steps.Limits{Agent: c.AgentWait, Stall: c.Stall, Volatile: c.VolatileLimit,
+			Memory: c.MemoryLimit, Live: c.LiveLimit, Image: c.ImageLimit},
+		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)),
+	}
+	cases := docket.New(docket.Config{Store: s.store, Bucket: bucket, Threshold: c.Severity,
+		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
+	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
+	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
+	if c.Queue != "" {
+		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)
+	}
+	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
+		return nil, fmt.Errorf("cannot listen for agents: %w", err)
+	}
+	return s, nil
+}
+
+var memorySources = map[string]wire.MemorySource{
+	"auto":  wire.MemorySource_MEMORY_SOURCE_UNSPECIFIED,
+	"kcore": wire.MemorySource_MEMORY_SOURCE_KCORE,
+	"lime":  wire.MemorySource_MEMORY_SOURCE_LIME,
+}
+
+// run runs all parts until ctx ends or one of them fails, and waits for all.
+func (s *service) run(ctx context.Context) error {
+	tls, err := identity.ServerTLS(s.tls)
+	if err != nil {
+		return errors.Join(err, s.listener.Close())
+	}
+	server := fleet.NewServer(s.fleet, tls, s.log)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Serve(s.listener) })
+	group.Go(func() error {
+		<-ctx.Done()
+		server.Stop()
+		return context.Cause(ctx)
+	})
+	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
+	group.Go(func() error { return s.runner.Run(ctx) })
+	if s.queue != nil {
+		group.Go(func() error { return s.queue.Run(ctx) })
+	}
+	return group.Wait()
+}
+
+// signer loads the key, and makes one at the first start.
+func (c *serveCmd) signer() (custody.Signer, error) {
+	path := signingKey(c.Data, c.SigningKey)
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) && c.SigningKey == "" {
+		key, err := custody.NewKey(path)
+		if err != nil {
+			return nil, err
+		}
+		return key, key.WritePublic(filepath.Join(c.Data, "verify.pub"))
+	}
+	return custody.LoadKey(path)
+}
+
+func (c *serveCmd) notifier(log *slog.Logger) (notify.Notifier, error) {
+	if c.DiscordFile == "" {
+		return notify.New("", log)
+	}
+	url, err := os.ReadFile(c.DiscordFile)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read Discord webhook: %w", err)
+	}
+	return notify.New(strings.TrimSpace(string(url)), log)
+}
+
+// self names this program by the hash of its own binary.
+func self() (evidence.Software, error) {
+	s := evidence.Software{Name: "quicklime-collector", Version: version}
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return s, fmt.Errorf("cannot hash own binary: %w", err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return s, fmt.Errorf("cannot hash own binary: %w", err)
+	}
+	h.Sum(s.SHA256[:0])
+	return s, nil
+}

@@ -1,0 +1,108 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/collector/notify"
+	"github.com/quicklime-ir/quicklime/collector/playbook"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// isolationLimits is what a reader must know before trusting the word
+// isolated. Source: Amazon EC2 User Guide, "Security group connection
+// tracking"; Amazon VPC User Guide, "Security groups".
+const isolationLimits = "Security groups do not stop connections that EC2 tracks already (until they time out), " +
+	"the VPC's DNS resolver, the instance metadata service with the role's credentials, DHCP or Amazon Time Sync."
+
+// notify says that a case begins, or, for a case that does not act, all
+// there is to say.
+func (s *Story) notify(ctx context.Context, run *playbook.Run) error {
+	c, err := run.Case(ctx)
+	if err != nil {
+		return playbook.Again{Err: err}
+	}
+	f := c.Findings[0]
+	m := notify.Message{Colour: notify.Grey, Body: c.Reason, Fields: []notify.Field{
+		{Name: "Finding", Value: f.Type, Inline: true},
+		{Name: "Severity", Value: fmt.Sprint(f.Severity), Inline: true},
+		{Name: "Case", Value: c.ID, Inline: true},
+		{Name: "What GuardDuty says", Value: f.Title},
+	}}
+	m.Title = "GuardDuty finding, nothing done"
+	if c.Act {
+		m.Title = "Compromised instance " + c.Instance.ID + ", capture begins"
+		m.Colour = notify.Red
+		m.Fields = append(m.Fields, notify.Field{Name: "Where", Value: c.Instance.Account + " " + c.Instance.Region, Inline: true})
+	}
+	return s.Notifier.Notify(ctx, m)
+}
+
+// report says what was got, what was not, how long it took, and what
+// isolation does not stop.
+func (s *Story) report(ctx context.Context, run *playbook.Run) error {
+	c, err := run.Case(ctx)
+	if err != nil {
+		return playbook.Again{Err: err}
+	}
+	m := notify.Message{Title: "Case of " + c.Instance.ID + ": evidence is whole, instance is isolated", Colour: notify.Green}
+	if problems := problemsOf(c); problems != "" {
+		m.Title, m.Colour = "Case of "+c.Instance.ID+": ended, but not all is well", notify.Amber
+		m.Fields = append(m.Fields, notify.Field{Name: "Not got, not done", Value: problems})
+	}
+	if !containedIn(c) {
+		m.Title, m.Colour = "Case of "+c.Instance.ID+": NOT CONTAINED", notify.Red
+	}
+	var findings []string
+	for _, f := range c.Findings {
+		findings = append(findings, fmt.Sprintf("%s (%v)", f.Type, f.Severity))
+	}
+	m.Fields = append(m.Fields,
+		notify.Field{Name: "Evidence", Value: evidenceOf(c)},
+		notify.Field{Name: "Findings", Value: strings.Join(findings, "\n")},
+		notify.Field{Name: "Case", Value: c.ID, Inline: true},
+		notify.Field{Name: "Took", Value: time.Since(c.Opened).Round(time.Second).String(), Inline: true},
+	)
+	if c.Image != nil {
+		m.Fields = append(m.Fields, notify.Field{Name: "AMI", Value: c.Image.ID + " " + c.Image.State, Inline: true})
+	}
+	if c.Manifest != nil {
+		m.Fields = append(m.Fields, notify.Field{Name: "Manifest", Value: c.Manifest.Key})
+	}
+	m.Fields = append(m.Fields, notify.Field{Name: "What isolation does not stop", Value: isolationLimits})
+	return s.Notifier.Notify(ctx, m)
+}
+
+func containedIn(c casefile.Case) bool {
+	step, _ := c.StepNamed(Contain)
+	check, _ := c.StepNamed(Verify)
+	return step.Outcome == casefile.Done && check.Outcome != casefile.Failed
+}
+
+func problemsOf(c casefile.Case) string {
+	var lines []string
+	for _, step := range c.Steps {
+		if step.Outcome != "" && step.Outcome != casefile.Done {
+			lines = append(lines, fmt.Sprintf("%s %s: %s", step.Name, step.Outcome, step.Detail))
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+func evidenceOf(c casefile.Case) string {
+	count, bytes := map[evidence.Kind]int{}, map[evidence.Kind]uint64{}
+	for _, item := range c.Items {
+		if item.Size > 0 {
+			count[item.Kind]++
+			bytes[item.Kind] += item.Size
+		}
+	}
+	var lines []string
+	for _, kind := range []evidence.Kind{evidence.Volatile, evidence.Memory, evidence.Live} {
+		lines = append(lines, fmt.Sprintf("%s: %d objects, %.1f MiB", kind, count[kind], float64(bytes[kind])/(1<<20)))
+	}
+	return strings.Join(lines, "\n")
+}

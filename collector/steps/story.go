@@ -1,0 +1,122 @@
+// Package steps is the story of a case, one file for each chapter, in the
+// order in which they are told:
+//
+//	notify     say that it begins
+//	protect    keep the instance from being terminated
+//	volatile   processes and sockets, before they are gone
+//	memory     the LiME image
+//	live       logs, histories, persistence
+//	image      the AMI of its disks
+//	contain    every interface into the isolation group
+//	verify     read back what was done
+//	seal       sign the manifest
+//	report     say what was got, and what was not
+//
+// Each step is harmless to repeat, looks before it creates, and has a limit.
+// Evidence comes before containment, but nothing that fails or hangs before
+// it keeps the instance from being contained.
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/collector/cloud"
+	"github.com/quicklime-ir/quicklime/collector/custody"
+	"github.com/quicklime-ir/quicklime/collector/fleet"
+	"github.com/quicklime-ir/quicklime/collector/ledger"
+	"github.com/quicklime-ir/quicklime/collector/locker"
+	"github.com/quicklime-ir/quicklime/collector/notify"
+	"github.com/quicklime-ir/quicklime/collector/playbook"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+// The names of the steps.
+const (
+	Notify   = "notify"
+	Protect  = "protect"
+	Volatile = "volatile"
+	Memory   = "memory"
+	Live     = "live"
+	Image    = "image"
+	Contain  = "contain"
+	Verify   = "verify"
+	Seal     = "seal"
+	Report   = "report"
+)
+
+// Limits bound how long the steps may take.
+type Limits struct {
+	Agent    time.Duration // for an agent to attach, from the case's opening
+	Stall    time.Duration // a capture without progress is given up after it
+	Volatile time.Duration
+	Memory   time.Duration
+	Live     time.Duration
+	Image    time.Duration // for the AMI to become available
+}
+
+// Story holds what the steps act with.
+type Story struct {
+	Account  string                         // in which the collector may act
+	EC2      func(region string) *cloud.EC2 // the region's API
+	Fleet    *fleet.Fleet
+	Ledger   *ledger.Ledger
+	Locker   *locker.Locker
+	Signer   custody.Signer
+	Notifier notify.Notifier
+	Self     evidence.Software
+	Limits   Limits
+
+	MemorySource wire.MemorySource
+	Compression  wire.Compression
+}
+
+// Steps gives the chapters of a case that acts.
+func (s *Story) Steps() []playbook.Step {
+	const api = 10 * time.Minute // for calls that throttle, or miss what was just made
+	return []playbook.Step{
+		{Name: Notify, Limit: time.Minute, Do: s.notify},
+		{Name: Protect, Limit: time.Minute, Do: s.protect},
+		{Name: Volatile, Limit: s.Limits.Volatile, Do: s.capture(evidence.Volatile)},
+		{Name: Memory, Limit: s.Limits.Memory, Do: s.capture(evidence.Memory)},
+		{Name: Live, Limit: s.Limits.Live, Do: s.capture(evidence.Live)},
+		{Name: Image, Limit: api, Do: s.image},
+		{Name: Contain, Limit: api, Do: s.contain},
+		{Name: Verify, Limit: s.Limits.Image + api, Do: s.verify},
+		{Name: Seal, Limit: api, Do: s.seal},
+		{Name: Report, Limit: time.Minute, Do: s.report},
+	}
+}
+
+// Names gives the names of steps.
+func Names(steps []playbook.Step) []string {
+	var out []string
+	for _, s := range steps {
+		out = append(out, s.Name)
+	}
+	return out
+}
+
+// ec2 gives the API for a case's instance, if the collector may act there.
+func (s *Story) ec2(c casefile.Case) (*cloud.EC2, error) {
+	if c.Instance.Account != s.Account {
+		return nil, fmt.Errorf("cannot act on %s in account %s: this collector's credentials are of account %s", c.Instance.ID, c.Instance.Account, s.Account)
+	}
+	return s.EC2(c.Instance.Region), nil
+}
+
+// retry sorts an error of an AWS call: final, or to be tried again.
+func retry(err error) error {
+	if err == nil || cloud.Final(err) || errors.Is(err, cloud.ErrNoInstance) {
+		return err
+	}
+	return playbook.Again{Err: err}
+}
+
+// stopping reports whether the collector is shutting down: then a step
+// leaves everything as it is, to be taken up again.
+func stopping(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
