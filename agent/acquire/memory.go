@@ -22,7 +22,7 @@ const (
 	smallPart      = 8 << 20  // RAM in a part, on small hosts
 	largePart      = 16 << 20 // and on others
 	smallHost      = 2 << 30  // RAM
-	maxWorkers     = 8
+	MaxWorkers     = 8
 	leastMemory    = 12 << 20  // one worker must fit, whatever the host
 	mostMemory     = 256 << 20 // of all workers
 	shareOfRAM     = 20        // they use at most one part in so many: 5 %
@@ -230,7 +230,7 @@ func budget(ram uint64, cpus int) (partRAM uint64, workers int) {
 	}
 	all := min(max(ram/shareOfRAM, leastMemory), mostMemory)
 	workers = int(all / (partRAM + workerOverhead))
-	return partRAM, max(1, min(workers, maxWorkers, 2*cpus))
+	return partRAM, max(1, min(workers, MaxWorkers, 2*cpus))
 }
 
 func total(ranges []lime.Range) uint64 {

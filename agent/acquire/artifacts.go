@@ -1,0 +1,84 @@
+package acquire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/quicklime-ir/quicklime/agent/artifact"
+	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// collection is the name of the item that tells what was tried, and what
+// came of it.
+const collection = "collection"
+
+// volatile takes the tables, each as an item of its own, in their order.
+func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *meter) Result {
+	var record artifact.Record
+	var errs []error
+	stored := 0
+	for _, table := range a.Host.Volatile() {
+		err := a.item(ctx, order, place, m, table.Name, evidence.JSONL, func(w io.Writer) error {
+			return table.Write(ctx, w, &record)
+		})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		stored++
+	}
+	return a.finish(ctx, order, place, m, &record, stored, errs)
+}
+
+// live takes the files, as one tar.
+func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
+	var record artifact.Record
+	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
+		return a.Host.WriteFiles(ctx, w, &record)
+	})
+	if err != nil {
+		return a.finish(ctx, order, place, m, &record, 0, []error{err})
+	}
+	return a.finish(ctx, order, place, m, &record, 1, nil)
+}
+
+// finish stores the record of the collection, and sums up.
+func (a *Acquirer) finish(ctx context.Context, order Order, place Place, m *meter, record *artifact.Record, stored int, errs []error) Result {
+	err := a.item(ctx, order, place, m, collection, evidence.JSONL, func(w io.Writer) error {
+		_, err := record.WriteTo(w)
+		return err
+	})
+	errs = append(errs, err)
+	result := Result{Status: evidence.Whole, Err: errors.Join(errs...), Source: "proc"}
+	switch {
+	case result.Err != nil && stored == 0:
+		result.Status = ""
+	case result.Err != nil:
+		result.Status = evidence.Partial
+	}
+	return result
+}
+
+// item streams one item to its place.
+func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter, name string, format evidence.Format, write func(io.Writer) error) error {
+	m.begin(name)
+	slot, err := place.Open(ctx, evidence.Item{Kind: order.Kind, Name: name, Format: format, Compression: order.Compression, Source: "proc"})
+	if err != nil {
+		return because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
+	}
+	if slot.Closed() {
+		return nil
+	}
+	out, err := pack.NewWriter(ctx, counted{slot, m}, pack.Options{Compression: order.Compression})
+	if err != nil {
+		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
+	}
+	err = errors.Join(write(metered{out, m}), out.Close())
+	if err != nil {
+		err = because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
+	}
+	return closeSlot(ctx, slot, out.Parts(), err)
+}

@@ -1,0 +1,209 @@
+package playbook
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// shelf is a docket in memory.
+type shelf struct {
+	mu     sync.Mutex
+	cases  map[string]casefile.Case
+	events []string
+	broken error // what Record answers while it is set
+	opened chan struct{}
+}
+
+func newShelf(t *testing.T, steps ...string) *shelf {
+	c, err := casefile.Open("c1", casefile.Event{Type: casefile.CaseOpened, Finding: &casefile.Finding{ID: "f"},
+		Opened: &casefile.Opening{Act: true, Steps: steps, Instance: evidence.Instance{ID: "i-01234567"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &shelf{cases: map[string]casefile.Case{"c1": c}, opened: make(chan struct{}, 1)}
+}
+
+func (s *shelf) List(context.Context) ([]casefile.Case, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return []casefile.Case{s.cases["c1"]}, nil
+}
+
+func (s *shelf) Get(_ context.Context, id string) (casefile.Case, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cases[id], nil
+}
+
+func (s *shelf) Record(_ context.Context, id string, e casefile.Event) (casefile.Case, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != nil {
+		return casefile.Case{}, s.broken
+	}
+	c, err := s.cases[id].Apply(e)
+	if err == nil {
+		s.cases[id] = c
+		s.events = append(s.events, e.Type+" "+e.Step+" "+string(e.Outcome))
+	}
+	return c, err
+}
+
+func (s *shelf) Opened() <-chan struct{} { return s.opened }
+
+func (s *shelf) outcomes() map[string]casefile.Outcome {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]casefile.Outcome{}
+	for _, step := range s.cases["c1"].Steps {
+		out[step.Name] = step.Outcome
+	}
+	return out
+}
+
+// runUntilEnded runs the shelf's case to its end, in a synctest bubble.
+func runUntilEnded(t *testing.T, s *shelf, steps ...Step) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- (&Runner{Docket: s, Steps: steps, Log: slog.New(slog.DiscardHandler)}).Run(ctx) }()
+	for {
+		time.Sleep(time.Second)
+		if c, _ := s.Get(ctx, "c1"); c.State == casefile.Ended {
+			break
+		}
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run ended with %v", err)
+	}
+}
+
+func step(name string, do func(context.Context, *Run) error) Step {
+	return Step{Name: name, Limit: time.Minute, Do: do}
+}
+
+func fine(context.Context, *Run) error { return nil }
+
+// TestEveryStepIsTakenWhateverHappensBefore: a compromised instance is
+// contained even where all that came before went wrong.
+func TestEveryStepIsTakenWhateverHappensBefore(t *testing.T) {
+	tests := []struct {
+		name string
+		do   func(context.Context, *Run) error
+		want casefile.Outcome
+	}{
+		{"it works", fine, casefile.Done},
+		{"it is refused", func(context.Context, *Run) error { return errors.New("UnauthorizedOperation") }, casefile.Failed},
+		{"it does a part", func(context.Context, *Run) error { return Partial{errors.New("half")} }, casefile.Partly},
+		{"it panics", func(context.Context, *Run) error { panic("boom") }, casefile.Failed},
+		{"it hangs", func(ctx context.Context, _ *Run) error { <-ctx.Done(); return context.Cause(ctx) }, casefile.Failed},
+		{"it is throttled for ever", func(context.Context, *Run) error { return Again{errors.New("RequestLimitExceeded")} }, casefile.Failed},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newShelf(t, "memory", "contain")
+				runUntilEnded(t, s, step("memory", tt.do), step("contain", fine))
+				if got := s.outcomes(); got["memory"] != tt.want || got["contain"] != casefile.Done {
+					t.Errorf("outcomes %v, want memory %s and contain done", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestAStepThatAsksIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, tries := newShelf(t, "image"), 0
+		runUntilEnded(t, s, step("image", func(context.Context, *Run) error {
+			if tries++; tries < 4 {
+				return Again{errors.New("Throttling")}
+			}
+			return nil
+		}))
+		if tries != 4 || s.outcomes()["image"] != casefile.Done {
+			t.Errorf("%d tries, outcomes %v; want 4 and done", tries, s.outcomes())
+		}
+	})
+}
+
+func TestAStepIsWrittenDownBeforeItActs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(t, "contain")
+		var before []string
+		runUntilEnded(t, s, step("contain", func(context.Context, *Run) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			before = slices.Clone(s.events)
+			return nil
+		}))
+		if !slices.Equal(before, []string{"step_started contain "}) {
+			t.Errorf("when the step acted, the events were %q", before)
+		}
+	})
+}
+
+// TestARestartTakesTheCaseUpWhereItWas stops the runner inside the second
+// step, and starts another.
+func TestARestartTakesTheCaseUpWhereItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(t, "volatile", "memory", "contain")
+		counts := map[string]int{}
+		count := func(name string, do func(context.Context, *Run) error) Step {
+			return step(name, func(ctx context.Context, r *Run) error { counts[name]++; return do(ctx, r) })
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		hang := func(ctx context.Context, _ *Run) error { <-ctx.Done(); return ctx.Err() }
+		first := &Runner{Docket: s, Log: slog.New(slog.DiscardHandler),
+			Steps: []Step{count("volatile", fine), count("memory", hang), count("contain", fine)}}
+		go func() { done <- first.Run(ctx) }()
+		synctest.Wait()
+		cancel()
+		<-done
+		if got := s.outcomes(); got["memory"] != "" {
+			t.Fatalf("a step that was interrupted has outcome %q", got["memory"])
+		}
+		runUntilEnded(t, s, count("volatile", fine), count("memory", fine), count("contain", fine))
+		if counts["volatile"] != 1 || counts["memory"] != 2 || counts["contain"] != 1 {
+			t.Errorf("steps were taken %v times, want volatile 1, memory 2, contain 1", counts)
+		}
+	})
+}
+
+func TestACaseWhoseRecordFailsIsTakenUpAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(t, "contain")
+		s.broken = errors.New("disk full")
+		time.AfterFunc(2*time.Minute, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.broken = nil
+		})
+		runUntilEnded(t, s, step("contain", fine))
+		if s.outcomes()["contain"] != casefile.Done {
+			t.Error("the case was not taken up again when the disk had room")
+		}
+	})
+}
+
+func TestAnUnknownStepFailsByName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(t, "teleport", "contain")
+		runUntilEnded(t, s, step("contain", fine))
+		c, _ := s.Get(t.Context(), "c1")
+		if c.Steps[0].Outcome != casefile.Failed || c.Steps[0].Detail == "" || c.Steps[1].Outcome != casefile.Done {
+			t.Errorf("steps ended as %+v", c.Steps)
+		}
+	})
+}
