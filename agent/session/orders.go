@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -65,20 +66,12 @@ func (s *Session) finish(j *job, id string, r Result) {
 	s.nudge()
 }
 
-// nudge wakes the sender; the caller holds mu.
+// nudge wakes the sender, if it sleeps.
 func (s *Session) nudge() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
-}
-
-// sendUntaken makes a new stream begin with the results that no collector
-// has taken yet.
-func (s *Session) sendUntaken() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.nudge()
 }
 
 // results gives the ended orders that are not taken yet.
@@ -148,12 +141,9 @@ func (s *Session) trim() {
 	}
 }
 
-// clip bounds a text that goes into a message.
+// clip bounds a text that goes into a message, which takes only UTF-8.
 func clip(text string) string {
-	if len(text) > 2000 {
-		return text[:2000] + "…"
-	}
-	return text
+	return strings.ToValidUTF8(text[:min(len(text), 2000)], "\uFFFD")
 }
 
 func orderFromWire(w *wire.Order) (Order, error) {
@@ -181,13 +171,9 @@ func orderFromWire(w *wire.Order) (Order, error) {
 	default:
 		return o, fmt.Errorf("cannot run order %s: it names no capture that this agent knows", o.ID)
 	}
-	switch compression {
-	case wire.Compression_COMPRESSION_UNSPECIFIED, wire.Compression_COMPRESSION_ZSTD:
-		o.Compression = evidence.Zstd
-	case wire.Compression_COMPRESSION_NONE:
-		o.Compression = evidence.None
-	default:
-		return o, fmt.Errorf("cannot run order %s: unknown compression %v", o.ID, compression)
+	var err error
+	if o.Compression, err = compression.Evidence(); err != nil {
+		return o, fmt.Errorf("cannot run order %s: %w", o.ID, err)
 	}
 	return o, nil
 }

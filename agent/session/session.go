@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -109,6 +110,12 @@ func New(cfg Config) (*Session, error) {
 	conn, err := grpc.NewClient(cfg.Collector,
 		grpc.WithTransportCredentials(credentials.NewTLS(cfg.TLS)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 60 * time.Second, Timeout: 20 * time.Second}),
+		// The channel redials only when a call asks for it; how often calls ask
+		// is Run's and call's full jitter.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: firstBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 15 * time.Second},
+			MinConnectTimeout: 10 * time.Second,
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 	)
 	if err != nil {
@@ -125,7 +132,7 @@ func New(cfg Config) (*Session, error) {
 func (s *Session) Run(ctx context.Context, handle Handler) error {
 	defer s.conn.Close()
 	defer s.jobs.Wait()
-	backoff := firstBackoff
+	wait := firstBackoff
 	for {
 		began := time.Now()
 		err := s.attach(ctx, handle)
@@ -133,16 +140,16 @@ func (s *Session) Run(ctx context.Context, handle Handler) error {
 			return context.Cause(ctx)
 		}
 		if time.Since(began) > steadyAfter {
-			backoff = firstBackoff
+			wait = firstBackoff
 		}
-		wait := rand.N(backoff)
-		s.cfg.Log.Warn("no connection to the collector", "collector", s.cfg.Collector, "error", err, "retry_in", wait.Round(time.Millisecond))
+		pause := rand.N(wait)
+		s.cfg.Log.Warn("no connection to the collector", "collector", s.cfg.Collector, "error", err, "retry_in", pause.Round(time.Millisecond))
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(wait):
+		case <-time.After(pause):
 		}
-		backoff = min(2*backoff, lastBackoff)
+		wait = min(2*wait, lastBackoff)
 	}
 }
 
@@ -161,7 +168,7 @@ func (s *Session) attach(parent context.Context, handle Handler) error {
 	received := make(chan error, 1)
 	go func() { received <- s.receive(parent, stream, handle) }()
 	defer func() { cancel(); <-received }()
-	s.sendUntaken()
+	s.nudge() // results that no collector has taken yet go first
 
 	heartbeat, progress := time.NewTicker(heartbeatEvery), time.NewTicker(progressEvery)
 	defer heartbeat.Stop()

@@ -74,7 +74,7 @@ type Finding struct {
 	Severity float64         `json:"severity"`
 	Count    int             `json:"count"`
 	Received time.Time       `json:"received"`
-	Raw      json.RawMessage `json:"raw"`
+	Raw      json.RawMessage `json:"raw,omitempty"`
 }
 
 // Step is one step of the case's story.

@@ -1,0 +1,44 @@
+# Quicklime. `make help` lists the targets.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+TOOLS    = $(CURDIR)/.cache/tools
+MEMORY  ?= auto
+KEEP    ?=
+
+.PHONY: help build test lint generate demo bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## build the agent, the collector and the lab into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/quicklime-agent ./agent
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/quicklime-collector ./collector
+	CGO_ENABLED=0 go build -C packaging/lab -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/quicklime-lab .
+	CGO_ENABLED=0 go build -C packaging/lab -trimpath -ldflags '-s -w' -o ../../bin/quicklime-guest-init ./guest/init
+
+demo: build ## run the main job in the lab (MEMORY=auto|kcore|lime, KEEP=DIR)
+	bin/quicklime-lab demo --bin bin --memory '$(MEMORY)' $(if $(KEEP),--keep '$(KEEP)')
+
+test: ## run all tests
+	go test -race ./...
+	go test -C packaging/lab -race ./...
+
+bench: ## run the benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+lint: $(TOOLS)/staticcheck ## check format, vet and staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'these files are not as gofmt writes them'; exit 1; }
+	go vet ./... && go vet -C packaging/lab ./...
+	GOARCH=arm64 go vet ./agent/... ./proto/...
+	$(TOOLS)/staticcheck ./... && cd packaging/lab && $(TOOLS)/staticcheck ./...
+
+generate: $(TOOLS)/protoc-gen-go ## make the gRPC code anew (needs protoc: Debian's protobuf-compiler and libprotobuf-dev)
+	PATH="$(TOOLS):$$PATH" go generate ./...
+
+$(TOOLS)/staticcheck $(TOOLS)/protoc-gen-go: .ci/tools.mod
+	go build -modfile=.ci/tools.mod -o $(TOOLS)/ honnef.co/go/tools/cmd/staticcheck google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	@touch $(TOOLS)/*
+
+clean: ## remove what was built
+	rm -rf bin .cache
