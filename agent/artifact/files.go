@@ -1,0 +1,352 @@
+package artifact
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/maphash"
+	"io"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The PAX records of a member of the tar, beside the standard ones. Times are
+// seconds with nanoseconds, as the standard's.
+const (
+	paxBirth = "QUICKLIME.btime" // when the file was made, where its file system tells
+	paxInode = "QUICKLIME.inode"
+	paxDev   = "QUICKLIME.device" // major:minor
+	paxSize  = "QUICKLIME.size"   // the file's size, where the member is cut
+	tarRoot  = "[root]"           // folder of the tar that stands for the host's /
+)
+
+// WriteFiles reads the files of Definitions and writes them to w as one tar
+// stream in PAX format, uncompressed. Each lies at [root] and its path on the
+// host, with owner, mode, and its times to the nanosecond; a link is itself,
+// never what it points to. Its SHA-256, known only after its bytes, is in the
+// record.
+//
+// What could not be read is recorded and does not end it; an error means that
+// w failed or ctx ended, and that the stream is not whole.
+func (h *Host) WriteFiles(ctx context.Context, w io.Writer, rec *Record) error {
+	return h.writeFiles(ctx, w, rec, Definitions())
+}
+
+func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definitions []Definition) error {
+	c := &collection{
+		ctx: ctx, rec: rec, tar: tar.NewWriter(w), limits: h.Limits.filled(),
+		buf: make([]byte, 256<<10), hash: sha256.New(),
+	}
+	c.left = c.limits.TotalBytes
+	root, err := unix.Open(h.path(), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot open the host's root %s: %w", h.path(), err)
+	}
+	defer unix.Close(root)
+	walker := &walker{ctx: ctx, rec: rec, root: root, take: c.take, seen: map[uint64]struct{}{}, seed: maphash.MakeSeed()}
+	if err := c.prepare(h, walker); err != nil {
+		return err
+	}
+	for i := range definitions {
+		def := &definitions[i]
+		// No artifact takes more than half of what is left, so that none,
+		// however large someone made it, starves those after it.
+		c.defLeft = c.left / 2
+		if def.TotalBytes > 0 {
+			c.defLeft = min(c.defLeft, def.TotalBytes)
+		}
+		if err := walker.walk(def); err != nil {
+			return fmt.Errorf("cannot collect %s: %w", def.Name, err)
+		}
+		h.log().Debug("artifact collected", "name", def.Name, "matches", walker.matched)
+	}
+	if err := c.tar.Close(); err != nil {
+		return fmt.Errorf("cannot end the tar: %w", err)
+	}
+	return nil
+}
+
+// collection writes files into the tar.
+type collection struct {
+	ctx    context.Context
+	rec    *Record
+	tar    *tar.Writer
+	limits Limits
+	users  map[uint32]string
+	groups map[uint32]string
+
+	left, defLeft int64 // bytes that may still be taken: in all, of this definition
+	buf           []byte
+	hash          hash.Hash
+}
+
+// prepare learns the host's owners' names, homes and file systems.
+func (c *collection) prepare(h *Host, w *walker) error {
+	s := newSheet(c.ctx, "prepare", io.Discard, c.rec)
+	s.entry.Source = "files"
+	c.users, c.groups = map[uint32]string{}, map[uint32]string{}
+	homes := []string{"/root"}
+	err1 := s.lines(h.path("etc/passwd"), func(line []byte) error {
+		if u, ok := parsePasswd(line); ok && len(c.users) < maxAccounts {
+			if _, known := c.users[u.UID]; !known {
+				c.users[u.UID] = ownerName(u.Name)
+			}
+			homes = append(homes, string(u.Home))
+		}
+		return nil
+	})
+	err2 := s.lines(h.path("etc/group"), func(line []byte) error {
+		if g, ok := parseGroup(line); ok && len(c.groups) < maxAccounts {
+			if _, known := c.groups[g.GID]; !known {
+				c.groups[g.GID] = ownerName(g.Name)
+			}
+		}
+		return nil
+	})
+	var err3 error
+	w.refused, err3 = h.refusedDevices(s)
+	w.homes = findHomes(s, w.root, homes)
+	return errors.Join(err1, err2, err3)
+}
+
+// ownerName is a name as tar can hold it: without NULs.
+func ownerName(name Text) string { return strings.ReplaceAll(string(name), "\x00", "") }
+
+// findHomes gives each home once, those of /home that no account names too.
+// Two names of one folder, as by a link, count as one.
+func findHomes(s *sheet, root int, named []string) []string {
+	if base, _, err := openBase(root, homesBase); err == nil {
+		if fd, err := base.openDir(); err == nil {
+			_, err := eachName(fd, homesBase, maxHomes, func(name string) error {
+				named = append(named, path.Join(homesBase, name))
+				return nil
+			})
+			if err != nil {
+				s.failed(homesBase, err)
+			}
+		}
+		base.close()
+	}
+	var homes []string
+	seen := map[[2]uint64]bool{}
+	for _, home := range named {
+		if !strings.HasPrefix(home, "/") || len(home) > maxPath {
+			continue
+		}
+		n, _, err := openBase(root, path.Clean(home))
+		if err != nil {
+			continue // it is tried, and recorded, when it is walked
+		}
+		id := [2]uint64{n.dev(), n.stat.Ino}
+		n.close()
+		if seen[id] {
+			continue
+		}
+		if len(homes) == maxHomes {
+			s.note(homesBase, NoteCut, fmt.Sprintf("more than %d homes", maxHomes))
+			break
+		}
+		seen[id] = true
+		homes = append(homes, path.Clean(home))
+	}
+	return homes
+}
+
+// take writes one node. It fails only when the tar does, or the context ends.
+func (c *collection) take(def *Definition, n *node, at string) error {
+	e := Entry{Source: def.Name, Path: clip(at, maxPath), Started: time.Now()}
+	header := c.header(n, at)
+	var err error
+	switch n.stat.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		err = c.file(def, n, at, header, &e)
+	case unix.S_IFDIR:
+		header.Typeflag = tar.TypeDir
+		header.Name += "/"
+		err = c.tar.WriteHeader(header)
+	case unix.S_IFLNK:
+		target, linkErr := n.target()
+		if linkErr != nil {
+			e = e.failed(linkErr)
+			break
+		}
+		header.Typeflag, header.Linkname = tar.TypeSymlink, target
+		err = c.tar.WriteHeader(header)
+	default:
+		e.Note, e.Detail = NoteUnread, Text(n.kindName())
+	}
+	e.Ended = time.Now()
+	if err != nil {
+		e = e.failed(err)
+	}
+	c.rec.Add(e)
+	return err
+}
+
+func (c *collection) header(n *node, at string) *tar.Header {
+	st := &n.stat
+	h := &tar.Header{
+		Format: tar.FormatPAX, Name: tarRoot + at, Mode: int64(st.Mode & 0o7777),
+		Uid: int(st.Uid), Gid: int(st.Gid), Uname: c.users[st.Uid], Gname: c.groups[st.Gid],
+		ModTime: timeOf(st.Mtime), AccessTime: timeOf(st.Atime), ChangeTime: timeOf(st.Ctime),
+		PAXRecords: map[string]string{paxInode: fmt.Sprint(st.Ino), paxDev: device(n.dev())},
+	}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		h.PAXRecords[paxBirth] = fmt.Sprintf("%d.%09d", st.Btime.Sec, st.Btime.Nsec)
+	}
+	return h
+}
+
+// file writes a regular file, with as many bytes as it had when first seen
+// and the limits allow. If it cannot give them all, zeros take their place, as
+// the header is already written.
+func (c *collection) file(def *Definition, n *node, at string, header *tar.Header, e *Entry) error {
+	fd, err := n.openFile()
+	if err != nil {
+		*e = e.failed(err)
+		return nil
+	}
+	defer unix.Close(fd)
+	if def.Public && c.isPrivateKey(fd, path.Base(at)) {
+		e.Size, e.Note = int64(n.stat.Size), NotePrivateKey
+		return nil
+	}
+	e.Size = int64(n.stat.Size)
+	size, limit := c.room(def, n)
+	if limit != "" {
+		e.Note, e.Detail = NoteCut, Text(limit)
+		header.PAXRecords[paxSize] = fmt.Sprint(e.Size)
+		if size == 0 {
+			return nil
+		}
+	}
+	header.Typeflag, header.Size = tar.TypeReg, size
+	if err := c.tar.WriteHeader(header); err != nil {
+		return err
+	}
+	c.left -= size
+	c.defLeft -= size
+	read, readErr, err := c.copy(fd, size)
+	if err != nil {
+		return err
+	}
+	e.Bytes, e.Padded = size, size-read
+	e.SHA256 = hex.EncodeToString(c.hash.Sum(nil))
+	if readErr != nil {
+		*e = e.failed(readErr)
+	}
+	e.Note = addNote(e.Note, changed(fd, n, readErr == nil && read < size))
+	return nil
+}
+
+// room says how many bytes of a file may be taken, and which limit, if any, is
+// in the way of the rest.
+func (c *collection) room(def *Definition, n *node) (size int64, limit string) {
+	size = int64(min(n.stat.Size, 1<<62))
+	perFile := c.limits.FileBytes
+	if def.FileBytes > 0 {
+		perFile = min(perFile, def.FileBytes)
+	}
+	for _, l := range []struct {
+		bytes int64
+		name  string
+		holds bool
+	}{
+		{perFile, "bytes of one file", true},
+		{c.limits.SparseBytes, "bytes of a sparse file", n.sparse()},
+		{c.defLeft, "bytes of this artifact", true},
+		{c.left, "bytes of all files", true},
+	} {
+		if l.holds && size > l.bytes {
+			size, limit = l.bytes, l.name
+		}
+	}
+	return size, limit
+}
+
+// copy writes size bytes of a file into the tar, then zeros for those that
+// it could not read. It gives the number that it read, why no more, and
+// whether the tar failed.
+func (c *collection) copy(fd int, size int64) (read int64, readErr, err error) {
+	c.hash.Reset()
+	out := io.MultiWriter(c.tar, c.hash)
+	for read < size {
+		if err := c.ctx.Err(); err != nil {
+			return read, nil, err
+		}
+		n, err := unix.Pread(fd, c.buf[:min(int64(len(c.buf)), size-read)], read)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			readErr = fmt.Errorf("cannot read at byte %d: %w", read, err)
+		}
+		if err != nil || n == 0 {
+			break
+		}
+		if _, err := out.Write(c.buf[:n]); err != nil {
+			return read, nil, err
+		}
+		read += int64(n)
+	}
+	for at := read; at < size; {
+		if err := c.ctx.Err(); err != nil {
+			return read, nil, err
+		}
+		clear(c.buf)
+		n, err := out.Write(c.buf[:min(int64(len(c.buf)), size-at)])
+		if err != nil {
+			return read, nil, err
+		}
+		at += int64(n)
+	}
+	return read, readErr, nil
+}
+
+// changed says how a file changed since it was first seen.
+func changed(fd int, n *node, short bool) string {
+	var now unix.Stat_t
+	err := unix.Fstat(fd, &now)
+	switch {
+	case err == nil && now.Size > int64(n.stat.Size):
+		return NoteGrew
+	case short || (err == nil && now.Size < int64(n.stat.Size)):
+		return NoteShrank
+	case err == nil && (now.Mtim.Sec != n.stat.Mtime.Sec || now.Mtim.Nsec != int64(n.stat.Mtime.Nsec)):
+		return NoteChanged
+	}
+	return ""
+}
+
+func addNote(notes, note string) string {
+	if notes == "" || note == "" {
+		return notes + note
+	}
+	return notes + "," + note
+}
+
+// isPrivateKey looks into the start of a file. Files that let someone in, or
+// are public by their use, are taken whatever they hold, so that a line in
+// them cannot keep them out of the evidence.
+func (c *collection) isPrivateKey(fd int, name string) bool {
+	for _, public := range []string{"authorized_keys", "known_hosts", "config", "rc", "environment", "sshd_config", "ssh_config"} {
+		if strings.HasPrefix(name, public) {
+			return false
+		}
+	}
+	n, err := unix.Pread(fd, c.buf[:4096], 0)
+	if err != nil {
+		return false
+	}
+	head := c.buf[:n]
+	return (bytes.Contains(head, []byte("-----BEGIN ")) && bytes.Contains(head, []byte("PRIVATE KEY-----"))) ||
+		bytes.Contains(head, []byte("SSH PRIVATE KEY FILE FORMAT")) || bytes.HasPrefix(head, []byte("PuTTY-User-Key-File-"))
+}
