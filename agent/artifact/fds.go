@@ -1,6 +1,7 @@
 package artifact
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -51,7 +52,9 @@ func (h *Host) eachFDOf(s *sheet, pid, limit int, do func(dir procDir, pid, fd i
 		return nil
 	}
 	defer dir.close()
-	var stop error // do's, which ends the table, unlike a fault of this process
+	var stop error    // do's, which ends the table, unlike a fault of this process
+	var refused error // the first link's that could not be read
+	var count int     // of such links
 	more, err := dir.readNames("fd", limit, func(name string) error {
 		fd, err := strconv.Atoi(name)
 		if err != nil {
@@ -60,7 +63,8 @@ func (h *Host) eachFDOf(s *sheet, pid, limit int, do func(dir procDir, pid, fd i
 		target, err := dir.link("fd/" + name)
 		if err != nil {
 			if !gone(err) { // descriptors come and go
-				s.failed(shown+"/"+name, err)
+				refused = cmp.Or(refused, err)
+				count++
 			}
 			return nil
 		}
@@ -69,6 +73,9 @@ func (h *Host) eachFDOf(s *sheet, pid, limit int, do func(dir procDir, pid, fd i
 	})
 	if stop != nil {
 		return stop
+	}
+	if count > 0 {
+		s.failed(shown, fmt.Errorf("cannot read %d descriptors: %w", count, refused))
 	}
 	if err != nil {
 		s.failed(shown, err)
@@ -85,8 +92,8 @@ func (h *Host) socketOwners(s *sheet) (map[uint64][]SocketOwner, error) {
 	owners := map[uint64][]SocketOwner{}
 	holds := 0
 	err := h.eachFD(s, maxScan, func(_ procDir, pid, fd int, target string) error {
-		if !strings.HasPrefix(target, "socket:[") {
-			return s.ctx.Err()
+		if err := s.ctx.Err(); err != nil || !strings.HasPrefix(target, "socket:[") {
+			return err
 		}
 		inode, err := parseTag(target, "socket")
 		if err != nil || holds >= maxHolds || len(owners[inode]) > maxOwners {

@@ -111,54 +111,13 @@ func (c *collection) prepare(h *Host, w *walker) error {
 		}
 		return nil
 	})
-	var err3 error
-	w.refused, err3 = h.refusedDevices(s)
-	w.homes = findHomes(s, w.root, homes)
+	err3 := w.refuseMounts(h, s)
+	w.homes = w.findHomes(s, homes)
 	return errors.Join(err1, err2, err3)
 }
 
 // ownerName is a name as tar can hold it: without NULs.
 func ownerName(name Text) string { return strings.ReplaceAll(string(name), "\x00", "") }
-
-// findHomes gives each home once, those of /home that no account names too.
-// Two names of one folder, as by a link, count as one.
-func findHomes(s *sheet, root int, named []string) []string {
-	if base, _, err := openBase(root, homesBase); err == nil {
-		if fd, err := base.openDir(); err == nil {
-			_, err := eachName(fd, homesBase, maxHomes, func(name string) error {
-				named = append(named, path.Join(homesBase, name))
-				return nil
-			})
-			if err != nil {
-				s.failed(homesBase, err)
-			}
-		}
-		base.close()
-	}
-	var homes []string
-	seen := map[[2]uint64]bool{}
-	for _, home := range named {
-		if !strings.HasPrefix(home, "/") || len(home) > maxPath {
-			continue
-		}
-		n, _, err := openBase(root, path.Clean(home))
-		if err != nil {
-			continue // it is tried, and recorded, when it is walked
-		}
-		id := [2]uint64{n.dev(), n.stat.Ino}
-		n.close()
-		if seen[id] {
-			continue
-		}
-		if len(homes) == maxHomes {
-			s.note(homesBase, NoteCut, fmt.Sprintf("more than %d homes", maxHomes))
-			break
-		}
-		seen[id] = true
-		homes = append(homes, path.Clean(home))
-	}
-	return homes
-}
 
 // take writes one node. It fails only when the tar does, or the context ends.
 func (c *collection) take(def *Definition, n *node, at string) error {
@@ -199,7 +158,7 @@ func (c *collection) header(n *node, at string) *tar.Header {
 		ModTime: timeOf(st.Mtime), AccessTime: timeOf(st.Atime), ChangeTime: timeOf(st.Ctime),
 		PAXRecords: map[string]string{paxInode: fmt.Sprint(st.Ino), paxDev: device(n.dev())},
 	}
-	if st.Mask&unix.STATX_BTIME != 0 {
+	if st.Mask&unix.STATX_BTIME != 0 && st.Btime.Sec != 0 { // some say 0 for unknown
 		h.PAXRecords[paxBirth] = fmt.Sprintf("%d.%09d", st.Btime.Sec, st.Btime.Nsec)
 	}
 	return h

@@ -174,9 +174,3 @@ func errnoName(err error) string {
 	}
 	return "errno " + strconv.Itoa(int(errno))
 }
-
-func unwrapErrno(err error) unix.Errno {
-	var errno unix.Errno
-	errors.As(err, &errno)
-	return errno
-}

@@ -183,6 +183,16 @@ func TestSocketsOfEveryNamespace(t *testing.T) {
 	}
 }
 
+// One process whose links refuse to be read makes one entry, not thousands.
+func TestOpenFilesSumUpRefusals(t *testing.T) {
+	root := t.TempDir()
+	place(t, root, map[string]string{"proc/5/fd/0": "", "proc/5/fd/1": "", "proc/5/fd/2": ""})
+	_, record := table[OpenFile](t, &Host{Root: root}, "open_files")
+	if e := find(t, record, "/proc/5/fd"); e.Errno != "EINVAL" || !strings.Contains(string(e.Error), "3 descriptors") || len(record) != 2 {
+		t.Errorf("on record is %+v", record)
+	}
+}
+
 func TestOpenFilesTellOfDeletedOnes(t *testing.T) {
 	fd, err := unix.MemfdCreate("planted", unix.MFD_CLOEXEC)
 	if err != nil {

@@ -2,10 +2,10 @@ package artifact
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"path"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +25,7 @@ type walker struct {
 	rec     *Record
 	root    int               // handle of the host's root
 	refused map[uint64]string // file systems not to enter: type by device
+	points  map[string]string // and by where they are mounted
 	homes   []string
 	take    func(def *Definition, n *node, path string) error
 
@@ -60,9 +61,15 @@ func (w *walker) walk(def *Definition) error {
 }
 
 func (w *walker) walkBase(base string, segments []segment) error {
-	n, linked, err := openBase(w.root, base)
+	n, linked, err := w.open(base)
+	if errors.Is(err, errRefused) {
+		if w.first("fs:" + base) {
+			w.note(base, NoteFileSystem, err.Error())
+		}
+		return nil
+	}
 	if err != nil {
-		if !gone(err) && unwrapErrno(err) != unix.ENOTDIR {
+		if !gone(err) && !errors.Is(err, unix.ENOTDIR) {
 			w.failed(base, err)
 		}
 		return nil
@@ -72,6 +79,19 @@ func (w *walker) walkBase(base string, segments []segment) error {
 		w.note(base, NoteLink, "")
 	}
 	return w.descend(n, base, segments)
+}
+
+var errRefused = errors.New("a file system that is not entered")
+
+// open takes hold of a folder by its path, unless the path leads into a file
+// system that is not entered: to look a name up in it may already hang.
+func (w *walker) open(base string) (n *node, linked bool, err error) {
+	for at := base; at != "/"; at = path.Dir(at) {
+		if kind, refused := w.points[at]; refused {
+			return nil, false, fmt.Errorf("%s: %w", kind, errRefused)
+		}
+	}
+	return openBase(w.root, base)
 }
 
 // descend looks for segments in a folder.
@@ -171,41 +191,4 @@ func (w *walker) failed(path string, err error) {
 func (w *walker) note(path, note, detail string) {
 	now := time.Now()
 	w.rec.Add(Entry{Source: w.def.Name, Path: clip(path, maxPath), Note: note, Detail: clip(detail, maxPath), Started: now, Ended: now})
-}
-
-// refusedTypes are file systems that are not entered: those whose server, in
-// the network or a user's process, can make a read hang, and the kernel's own,
-// whose files are not files.
-var refusedTypes = []string{
-	"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "fuse", "fuseblk", "autofs", "virtiofs", "vboxsf",
-	"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf", "devpts", "mqueue", "configfs", "binfmt_misc", "efivarfs", "pstore",
-	"selinuxfs", "smackfs", "fusectl", "rpc_pipefs", "nfsd", "hugetlbfs", "functionfs", "nsfs",
-}
-
-func refuse(kind string) bool {
-	if strings.HasPrefix(kind, "fuse.") {
-		return true
-	}
-	for _, t := range refusedTypes {
-		if kind == t {
-			return true
-		}
-	}
-	return false
-}
-
-// refusedDevices lists the mounted file systems that are not entered.
-func (h *Host) refusedDevices(s *sheet) (map[uint64]string, error) {
-	refused := map[uint64]string{}
-	err := s.lines(h.path("proc/self/mountinfo"), func(line []byte) error {
-		m := parseMount(line)
-		if m == nil || !refuse(string(m.Type)) {
-			return nil
-		}
-		if dev, ok := parseDevice(m.Device); ok {
-			refused[dev] = string(m.Type)
-		}
-		return nil
-	})
-	return refused, err
 }
