@@ -18,10 +18,11 @@ const module = "github.com/quicklime-ir/quicklime/"
 // room or a new arrow is a decision: it is taken here, in sight of everyone.
 // The doors, agent and collector, may enter every room on their own side.
 var plan = map[string][]string{
-	"proto/lime":     {},
-	"proto/evidence": {"proto/lime"},
-	"proto/identity": {},
-	"proto/wire/v1":  {"proto/evidence", "proto/lime"},
+	"proto/lime":                  {},
+	"proto/evidence":              {"proto/lime"},
+	"proto/identity":              {},
+	"proto/identity/identitytest": {"proto/identity"}, // for tests
+	"proto/wire/v1":               {"proto/evidence", "proto/lime"},
 
 	"agent/acquire":   {"agent/artifact", "agent/memory", "agent/pack", "agent/upload", "proto/evidence", "proto/lime"},
 	"agent/artifact":  {},
@@ -47,7 +48,7 @@ var plan = map[string][]string{
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
 		"collector/locker", "collector/notify", "collector/playbook", "proto/evidence", "proto/wire/v1"},
 	"collector/store":           {},
-	"collector/store/storetest": {"collector/store"},
+	"collector/store/storetest": {"collector/store"}, // for tests
 }
 
 // forbidden gives what a side of the house may never link, and why.

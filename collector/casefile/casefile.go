@@ -177,6 +177,9 @@ func (c Case) Apply(e Event) (Case, error) {
 	case Fact:
 		c.learn(e)
 	case CaseClosed:
+		if c.State == Running {
+			return c, fmt.Errorf("cannot close case %s: it is running; wait until its steps have ended", c.ID)
+		}
 		c.State, c.Reason = Closed, e.Detail
 	default:
 		return c, fmt.Errorf("cannot apply event %q to case %s: unknown", e.Type, c.ID)

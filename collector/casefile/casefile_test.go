@@ -111,7 +111,8 @@ func TestTheFirstReadingOfProtectionStays(t *testing.T) {
 }
 
 func TestWhatCannotBeApplied(t *testing.T) {
-	closed := apply(t, opened(t), Event{Type: CaseClosed, Detail: "rebuilt"})
+	closed := apply(t, opened(t),
+		Event{Type: StepEnded, Step: "memory", Outcome: Failed}, Event{Type: StepEnded, Step: "contain", Outcome: Done}, Event{Type: CaseClosed, Detail: "rebuilt"})
 	tests := []struct {
 		name string
 		c    Case
@@ -119,6 +120,7 @@ func TestWhatCannotBeApplied(t *testing.T) {
 		want string
 	}{
 		{"a closed case", closed, Event{Type: Fact}, "closed"},
+		{"the closing of a running case", opened(t), Event{Type: CaseClosed}, "running"},
 		{"a step that it has not", opened(t), Event{Type: StepStarted, Step: "teleport"}, `"teleport"`},
 		{"an event of a newer collector", opened(t), Event{Type: "moved"}, "unknown"},
 	}

@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
@@ -57,7 +56,7 @@ type Docket struct {
 	cfg    Config
 	opened chan struct{} // holds a token when a case may wait to be run
 
-	mu sync.Mutex // one change at a time, so that journal entries leave in order
+	locks store.Locks // by case: one change at a time, so that journal entries leave in order
 }
 
 // page is a case as the store keeps it: the case, and the journal entries
@@ -117,8 +116,6 @@ func (d *Docket) Open(ctx context.Context, raw []byte) ([]string, error) {
 // key is created first and names the case, so a crash between the two writes
 // is mended by the event's next delivery.
 func (d *Docket) openOrJoin(ctx context.Context, subject string, f *finding.Finding, opening casefile.Opening) (string, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	note := casefile.FindingOf(f, d.cfg.Now())
 	fresh := d.cfg.Now().UTC().Format("20060102") + "-" + hash(f.EventID, subject)
 	for {
@@ -136,7 +133,11 @@ func (d *Docket) openOrJoin(ctx context.Context, subject string, f *finding.Find
 		p, _, err := d.load(ctx, id)
 		switch {
 		case errors.Is(err, ErrNoCase):
-			return id, d.create(ctx, id, casefile.Event{Type: casefile.CaseOpened, Time: d.cfg.Now().UTC(), Opened: &opening, Finding: &note})
+			err := d.create(ctx, id, casefile.Event{Type: casefile.CaseOpened, Time: d.cfg.Now().UTC(), Opened: &opening, Finding: &note})
+			if errors.Is(err, store.ErrConflict) {
+				continue // another finding has just opened it
+			}
+			return id, err
 		case err != nil:
 			return "", err
 		case p.Case.Known(f.EventID):
@@ -146,13 +147,14 @@ func (d *Docket) openOrJoin(ctx context.Context, subject string, f *finding.Find
 				return "", err
 			}
 		default:
-			_, err := d.record(ctx, id, casefile.Event{Type: casefile.FindingJoined, Finding: &note})
+			_, err := d.Record(ctx, id, casefile.Event{Type: casefile.FindingJoined, Finding: &note})
 			return id, err
 		}
 	}
 }
 
 func (d *Docket) create(ctx context.Context, id string, e casefile.Event) error {
+	defer d.locks.Lock(id)()
 	c, err := casefile.Open(id, e)
 	if err != nil {
 		return err
@@ -171,12 +173,7 @@ func (d *Docket) create(ctx context.Context, id string, e casefile.Event) error 
 // Record applies an event to a case and returns the case after it. The
 // event's time is set here.
 func (d *Docket) Record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.record(ctx, id, e)
-}
-
-func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error) {
+	defer d.locks.Lock(id)()
 	p, revision, err := d.load(ctx, id)
 	if err != nil {
 		return casefile.Case{}, err
@@ -257,16 +254,7 @@ func (d *Docket) List(ctx context.Context) ([]casefile.Case, error) {
 // Close ends a case, so that the next finding on its instance opens a new
 // one. A running case cannot be closed.
 func (d *Docket) Close(ctx context.Context, id, reason string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	p, _, err := d.load(ctx, id)
-	if err != nil {
-		return err
-	}
-	if p.Case.State == casefile.Running {
-		return fmt.Errorf("cannot close case %s: it is running; wait until its steps have ended", id)
-	}
-	_, err = d.record(ctx, id, casefile.Event{Type: casefile.CaseClosed, Detail: reason})
+	_, err := d.Record(ctx, id, casefile.Event{Type: casefile.CaseClosed, Detail: reason})
 	return err
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"sync"
 
 	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
@@ -21,7 +20,7 @@ func (l *Ledger) Close(ctx context.Context, caseID, id string, parts int32, reas
 		return evidence.Item{}, err
 	}
 	key := itemKey(caseID, id)
-	defer l.lock(key)()
+	defer l.locks.Lock(key)()
 	item, revision, err := l.load(ctx, key)
 	if err != nil {
 		return evidence.Item{}, refuseUnknown(err, id)
@@ -221,12 +220,6 @@ func (l *Ledger) drop(ctx context.Context, key string) error {
 		return err
 	}
 	return l.Store.Delete(ctx, key, revision)
-}
-
-func (l *Ledger) lock(key string) (unlock func()) {
-	mu, _ := l.locks.LoadOrStore(key, new(sync.Mutex))
-	mu.(*sync.Mutex).Lock()
-	return mu.(*sync.Mutex).Unlock
 }
 
 func refuseUnknown(err error, id string) error {

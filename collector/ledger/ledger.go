@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/locker"
@@ -46,7 +45,7 @@ type Ledger struct {
 	Log    *slog.Logger
 	Now    func() time.Time
 
-	locks sync.Map // item key in the store -> *sync.Mutex: one change at a time
+	locks store.Locks // by the item's key: one change at a time
 }
 
 // Item is an item of a case, and the upload that fills it.
@@ -79,7 +78,7 @@ func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidenc
 		return Opened{}, fmt.Errorf("%w: item %s needs RAM ranges and a part size if it is memory, and none if not", ErrRefused, itemID(item))
 	}
 	key := itemKey(caseID, itemID(item))
-	defer l.lock(key)()
+	defer l.locks.Lock(key)()
 	old, revision, err := l.load(ctx, key)
 	switch {
 	case errors.Is(err, store.ErrNotFound):

@@ -1,0 +1,101 @@
+package pack
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// Sink takes parts. The bytes of a part are valid until Put returns.
+type Sink interface {
+	Put(ctx context.Context, p Part) error
+}
+
+// Writer cuts a stream into parts and hands each to a Sink. It holds one
+// part: PartBytes, and one frame more.
+type Writer struct {
+	ctx      context.Context // of the whole stream, as an io.Writer has none
+	sink     Sink
+	builder  *Builder
+	frame    []byte // input that does not fill a frame yet
+	partSize int
+	parts    int32
+	started  time.Time
+	err      error // the first; every later call gives it again
+}
+
+// NewWriter returns a Writer. Put is called with ctx.
+func NewWriter(ctx context.Context, sink Sink, o Options) (*Writer, error) {
+	if o.PartBytes == 0 {
+		o.PartBytes = defaultPartBytes
+	}
+	if o.PartBytes < evidence.MinPartBytes {
+		return nil, fmt.Errorf("cannot cut parts of %d bytes: S3 wants %d at least", o.PartBytes, evidence.MinPartBytes)
+	}
+	builder, err := NewBuilder(Options{Compression: o.Compression, PartBytes: o.PartBytes + FrameBytes})
+	if err != nil {
+		return nil, err
+	}
+	builder.Reset(1)
+	return &Writer{ctx: ctx, sink: sink, builder: builder, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now()}, nil
+}
+
+// Write implements io.Writer.
+func (w *Writer) Write(p []byte) (int, error) {
+	n := 0
+	for w.err == nil && n < len(p) {
+		room := min(FrameBytes-len(w.frame), len(p)-n)
+		w.frame = append(w.frame, p[n:n+room]...)
+		n += room
+		if len(w.frame) == FrameBytes {
+			w.flush()
+		}
+	}
+	return n, w.err
+}
+
+// flush packs the frame, and sends the part when it is large enough.
+func (w *Writer) flush() {
+	if w.err = w.builder.Write(w.frame); w.err != nil {
+		return
+	}
+	w.frame = w.frame[:0]
+	if w.builder.Len() >= w.partSize {
+		w.send(false)
+	}
+}
+
+func (w *Writer) send(last bool) {
+	part, err := w.builder.Finish(last)
+	if err != nil {
+		w.err = err
+		return
+	}
+	part.Started, part.Ended = w.started, time.Now()
+	if w.err = w.sink.Put(w.ctx, part); w.err != nil {
+		return
+	}
+	w.parts++
+	w.builder.Reset(w.parts + 1)
+	w.started = time.Now()
+	if w.parts >= evidence.MaxParts && !last {
+		w.err = fmt.Errorf("cannot store more than %d parts", evidence.MaxParts)
+	}
+}
+
+// Close sends the last part. A stream of nothing is one part too: S3 has no
+// object without.
+func (w *Writer) Close() error {
+	if w.err != nil {
+		return w.err
+	}
+	if w.flush(); w.err == nil && (w.builder.Len() > 0 || w.parts == 0) {
+		w.send(true)
+	}
+	return w.err
+}
+
+// Parts is how many parts the Sink has taken.
+func (w *Writer) Parts() int32 { return w.parts }

@@ -1,0 +1,275 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/quicklime-ir/quicklime/agent/upload"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/identity"
+	"github.com/quicklime-ir/quicklime/proto/identity/identitytest"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var me = identity.AgentID{TrustDomain: "test", Account: "111122223333", Region: "eu-central-1", Instance: "i-0123456789abcdef0"}
+
+// bench is a collector that a test plays by hand.
+type bench struct {
+	wire.UnimplementedAgentServiceServer
+	streams chan *stream
+	open    func() (*wire.OpenItemReply, error)
+}
+
+// stream is one attachment, as the collector sees it.
+type stream struct {
+	wire.AgentService_AttachServer
+	end chan struct{} // closing it cuts the stream
+}
+
+func (b *bench) Attach(s wire.AgentService_AttachServer) error {
+	if _, err := identity.Peer(s.Context()); err != nil {
+		return err
+	}
+	one := &stream{s, make(chan struct{})}
+	b.streams <- one
+	select {
+	case <-one.end:
+		return status.Error(codes.Unavailable, "cut by the test")
+	case <-s.Context().Done():
+		return nil
+	}
+}
+
+func (b *bench) OpenItem(context.Context, *wire.OpenItemRequest) (*wire.OpenItemReply, error) {
+	return b.open()
+}
+
+// attach starts a collector and a session with it.
+func attach(t *testing.T, handle Handler) (*bench, *Session) {
+	t.Helper()
+	ca := identitytest.New(t)
+	serverTLS, err := identity.ServerTLS(ca.Server(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clientTLS, err := identity.ClientTLS(ca.Agent(t, me))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{streams: make(chan *stream, 8)}
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(serverTLS)))
+	wire.RegisterAgentServiceServer(server, b)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	s, err := New(Config{Collector: listener.Addr().String(), TLS: clientTLS, Log: slog.New(slog.DiscardHandler),
+		Hello: func() *wire.Hello { return &wire.Hello{Hostname: "victim"} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx, handle) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ran; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run ended with %v", err)
+		}
+		server.Stop()
+		<-served
+	})
+	return b, s
+}
+
+// next gives the next stream, past its hello.
+func (b *bench) next(t *testing.T) *stream {
+	t.Helper()
+	select {
+	case s := <-b.streams:
+		if m := s.read(t); m.GetHello().GetHostname() != "victim" {
+			t.Fatalf("a stream began with %v, want a hello", m)
+		}
+		return s
+	case <-time.After(20 * time.Second):
+		t.Fatal("the agent did not attach")
+		return nil
+	}
+}
+
+func (s *stream) read(t *testing.T) *wire.AgentMessage {
+	t.Helper()
+	m, err := s.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (s *stream) order(t *testing.T, o *wire.Order) {
+	t.Helper()
+	if err := s.Send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Order{Order: o}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// result reads until a result comes.
+func (s *stream) result(t *testing.T) *wire.OrderResult {
+	t.Helper()
+	for {
+		if r := s.read(t).GetResult(); r != nil {
+			return r
+		}
+	}
+}
+
+func memoryOrder(id string) *wire.Order {
+	return &wire.Order{Id: id, CaseId: "c", TimeLimit: durationpb.New(time.Minute), Capture: &wire.Order_Memory{Memory: &wire.MemoryCapture{}}}
+}
+
+func TestAnOrderRunsOnceHoweverOftenItIsSent(t *testing.T) {
+	var runs atomic.Int32
+	b, _ := attach(t, func(_ context.Context, o Order, _ func(Progress)) Result {
+		runs.Add(1)
+		return Result{Outcome: evidence.Whole, Source: o.MemorySource}
+	})
+	first := b.next(t)
+	first.order(t, memoryOrder("c/memory"))
+	first.order(t, memoryOrder("c/memory"))
+	if r := first.result(t); r.GetOutcome() != wire.Outcome_OUTCOME_WHOLE || r.GetSource() != "auto" {
+		t.Errorf("result %v", r)
+	}
+	close(first.end)
+	second := b.next(t)
+	second.order(t, memoryOrder("c/memory")) // as a collector does that was restarted
+	if r := second.result(t); r.GetOutcome() != wire.Outcome_OUTCOME_WHOLE {
+		t.Errorf("result on the second stream: %v", r)
+	}
+	if runs.Load() != 1 {
+		t.Errorf("the order ran %d times", runs.Load())
+	}
+}
+
+func TestAnOrderOutlivesItsStream(t *testing.T) {
+	release := make(chan struct{})
+	b, _ := attach(t, func(ctx context.Context, _ Order, _ func(Progress)) Result {
+		select {
+		case <-release:
+			return Result{Outcome: evidence.Whole}
+		case <-ctx.Done():
+			return Result{Error: "its context ended with the stream"}
+		}
+	})
+	first := b.next(t)
+	first.order(t, memoryOrder("c/memory"))
+	for first.read(t).GetProgress() == nil {
+	}
+	close(first.end)
+	second := b.next(t)
+	close(release)
+	if r := second.result(t); r.GetOutcome() != wire.Outcome_OUTCOME_WHOLE {
+		t.Errorf("result %v", r)
+	}
+}
+
+func TestACancelledOrderEndsWithTheReason(t *testing.T) {
+	b, _ := attach(t, func(ctx context.Context, _ Order, _ func(Progress)) Result {
+		<-ctx.Done()
+		return Result{Outcome: evidence.Partial, Error: context.Cause(ctx).Error()}
+	})
+	s := b.next(t)
+	s.order(t, memoryOrder("c/memory"))
+	if err := s.Send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Cancel{Cancel: &wire.CancelOrder{OrderId: "c/memory", Reason: "stalled"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.result(t); r.GetOutcome() != wire.Outcome_OUTCOME_PARTIAL || !strings.Contains(r.GetError(), "stalled") {
+		t.Errorf("result %v", r)
+	}
+}
+
+func TestOrdersThatCannotBeRun(t *testing.T) {
+	b, _ := attach(t, func(context.Context, Order, func(Progress)) Result {
+		t.Error("an order that cannot be run was run")
+		return Result{}
+	})
+	s := b.next(t)
+	tests := []struct {
+		name  string
+		order *wire.Order
+		want  string
+	}{
+		{"no capture", &wire.Order{Id: "a", TimeLimit: durationpb.New(time.Minute)}, "no capture"},
+		{"no time limit", &wire.Order{Id: "b", Capture: &wire.Order_Live{Live: &wire.ArtifactCapture{}}}, "time limit"},
+		{"a compression of a newer collector", &wire.Order{Id: "c", TimeLimit: durationpb.New(time.Minute),
+			Capture: &wire.Order_Live{Live: &wire.ArtifactCapture{Compression: 99}}}, "compression"},
+		{"a source of a newer collector", &wire.Order{Id: "d", TimeLimit: durationpb.New(time.Minute),
+			Capture: &wire.Order_Memory{Memory: &wire.MemoryCapture{Source: 99}}}, "memory source"},
+	}
+	for _, tt := range tests {
+		s.order(t, tt.order)
+		for {
+			r := s.result(t)
+			if r.GetOrderId() != tt.order.GetId() {
+				continue // one of before, not taken yet
+			}
+			if r.GetOutcome() != wire.Outcome_OUTCOME_FAILED || !strings.Contains(r.GetError(), tt.want) {
+				t.Errorf("%s: result %v, want a failure that names %q", tt.name, r, tt.want)
+			}
+			break
+		}
+	}
+}
+
+func TestALedgerCallWaitsForTheCollector(t *testing.T) {
+	b, s := attach(t, nil)
+	b.next(t)
+	answers := []error{status.Error(codes.Unavailable, "restarting"), status.Error(codes.Internal, "hiccup"), nil}
+	b.open = func() (*wire.OpenItemReply, error) {
+		err := answers[0]
+		answers = answers[1:]
+		return &wire.OpenItemReply{ItemId: "memory.memory", Stored: []*wire.StoredPart{{Number: 3, Size: 9}}}, err
+	}
+	id, stored, closed, err := s.OpenItem(t.Context(), "c/memory", evidence.Item{Name: "memory"})
+	if err != nil || id != "memory.memory" || closed || len(stored) != 1 || stored[0].Number != 3 {
+		t.Errorf("item %q, stored %v, closed %v, error %v", id, stored, closed, err)
+	}
+}
+
+func TestARefusalOfTheLedgerIsFinal(t *testing.T) {
+	b, s := attach(t, nil)
+	b.next(t)
+	b.open = func() (*wire.OpenItemReply, error) {
+		return nil, status.Error(codes.FailedPrecondition, "order does not run")
+	}
+	if _, _, _, err := s.OpenItem(t.Context(), "c/memory", evidence.Item{Name: "memory"}); !errors.Is(err, upload.ErrRefused) || !strings.Contains(err.Error(), "does not run") {
+		t.Errorf("error %v, want a refusal with the collector's words", err)
+	}
+}
+
+func FuzzOrderFromWire(f *testing.F) {
+	f.Add("c/memory", int32(1), int32(2), int64(60))
+	f.Fuzz(func(t *testing.T, id string, source, compression int32, seconds int64) {
+		o, err := orderFromWire(&wire.Order{Id: id, TimeLimit: &durationpb.Duration{Seconds: seconds},
+			Capture: &wire.Order_Memory{Memory: &wire.MemoryCapture{Source: wire.MemorySource(source), Compression: wire.Compression(compression)}}})
+		if err == nil && (o.ID == "" || o.TimeLimit <= 0 || o.Compression == "" || o.MemorySource == "") {
+			t.Errorf("order %+v was taken", o)
+		}
+	})
+}

@@ -1,0 +1,123 @@
+// Package upload stores parts in S3, each by a request that the collector
+// has signed for exactly its bytes.
+//
+// It holds no credentials and cannot choose where a part goes. What the
+// network does to it, it bears: it tries again from the part's buffer, with
+// a fresh grant, until the part is stored or the order's time is over.
+package upload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/agent/pack"
+)
+
+// ErrRefused is the kind of every error that trying again will not mend.
+var ErrRefused = errors.New("refused")
+
+// Bounds of an upload.
+const (
+	firstBackoff = 200 * time.Millisecond
+	lastBackoff  = 30 * time.Second
+	defaultStall = 30 * time.Second
+	maxDenied    = 5 // answers in a row that say no: an expired grant, or bytes changed on the way
+)
+
+// Grant is a request that can store one part.
+type Grant struct {
+	URL     string            // a secret while it lives
+	Headers map[string]string // to be sent exactly as they stand
+	Stored  bool              // these bytes are stored already; the rest is empty
+}
+
+// Granter gives grants. Its errors that are final are ErrRefused; it waits
+// out all others.
+type Granter interface {
+	Grant(ctx context.Context, p pack.Part) (Grant, error)
+}
+
+// Options say how to upload. The zero value is ready.
+type Options struct {
+	Client *Client       // nil makes one
+	Stall  time.Duration // a try that moves no byte for so long is given up; 0 is 30 s
+	Log    *slog.Logger  // nil discards
+}
+
+// Uploader stores parts. It may be used from several goroutines.
+type Uploader struct {
+	granter Granter
+	options Options
+}
+
+// New returns an Uploader that asks a Granter.
+func New(g Granter, o Options) *Uploader {
+	if o.Client == nil {
+		o.Client = NewClient(1)
+	}
+	if o.Stall == 0 {
+		o.Stall = defaultStall
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Uploader{granter: g, options: o}
+}
+
+// Put stores a part. On return without an error S3 has acknowledged it, by
+// its hash. It gives up when ctx ends, or when it is refused.
+func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
+	wait, denied := firstBackoff, 0
+	for {
+		grant, err := u.granter.Grant(ctx, p)
+		if err != nil {
+			return fmt.Errorf("cannot get grant for part %d: %w", p.Number, err)
+		}
+		if grant.Stored {
+			return nil
+		}
+		if err := check(grant); err != nil {
+			return fmt.Errorf("cannot store part %d: %w", p.Number, err)
+		}
+		verdict, err := u.options.Client.put(ctx, grant, p, u.options.Stall)
+		switch verdict {
+		case stored:
+			return nil
+		case final:
+			return fmt.Errorf("cannot store part %d: %w: %w", p.Number, ErrRefused, err)
+		case no:
+			if denied++; denied >= maxDenied {
+				return fmt.Errorf("cannot store part %d: %w: %d times in a row, last: %w", p.Number, ErrRefused, denied, err)
+			}
+		case again:
+			denied = 0
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("cannot store part %d: %w (last: %w)", p.Number, context.Cause(ctx), err)
+		}
+		u.options.Log.Warn("part not stored yet, will try again", "part", p.Number, "bytes", len(p.Bytes), "error", err)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cannot store part %d: %w (last: %w)", p.Number, context.Cause(ctx), err)
+		case <-time.After(wait/2 + rand.N(wait/2)):
+		}
+		wait = min(2*wait, lastBackoff)
+	}
+}
+
+// check refuses a grant that would send evidence in the clear.
+func check(g Grant) error {
+	u, err := url.Parse(g.URL)
+	if err != nil || u.Host == "" {
+		return fmt.Errorf("%w: the grant has no usable URL", ErrRefused)
+	}
+	if u.Scheme != "https" {
+		return fmt.Errorf("%w: the grant's URL is %s, want https; the collector's S3 endpoint must be TLS", ErrRefused, u.Scheme)
+	}
+	return nil
+}
