@@ -24,6 +24,7 @@ type fault struct {
 	code    string // S3's code
 	persist bool   // the write is done all the same
 	answer  string // instead of the true hash, where the write succeeds
+	lies    bool   // the answer is that it is done, and it is not
 }
 
 // bucket is as much of S3 as one key and one upload need, and breaks when it
@@ -121,7 +122,7 @@ func (b *bucket) write(w http.ResponseWriter, r *http.Request, object *held, all
 	if len(b.faults) > 0 {
 		f, b.faults = b.faults[0], b.faults[1:]
 	}
-	fails := f != fault{} && f.answer == ""
+	fails := f != fault{} && f.answer == "" && !f.lies
 	switch {
 	case fails && !f.persist:
 	case !allowed:
@@ -130,7 +131,7 @@ func (b *bucket) write(w http.ResponseWriter, r *http.Request, object *held, all
 	case b.object != nil:
 		refuse(w, 412, "PreconditionFailed")
 		return
-	default:
+	case !f.lies:
 		b.object, b.upload = object, false
 	}
 	switch {

@@ -34,10 +34,14 @@ func noObject(err error) error {
 }
 
 // passing reports whether a failed write may succeed when it is done again:
-// another write was under way, S3 had a fault, or no answer came.
+// another write was under way, S3 had a fault, no answer came, or what was
+// done is not seen yet.
 func passing(err error) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
+	}
+	if errors.Is(err, ErrNoObject) {
+		return true
 	}
 	switch s := status(err); s {
 	case http.StatusConflict, http.StatusTooManyRequests, http.StatusRequestTimeout, 0:

@@ -16,8 +16,8 @@ import (
 )
 
 // tries is how often a write is begun whose failure may pass, after the
-// SDK's own retries.
-const tries = 3
+// SDK's own retries. The pauses between them double, so they are 31 s.
+const tries = 6
 
 // Complete makes an object of the stored parts, ascending by number and with
 // their ETags. On a nil error the bucket holds an object of exactly these
@@ -100,7 +100,8 @@ func (l *Locker) Put(ctx context.Context, key string, body []byte) (Object, erro
 // settle writes an object and asks the bucket what it holds. Whatever the
 // answer to the write was, the object that is wanted being there is success,
 // and another one there is the end. Only where there is none is the write
-// done again.
+// done again, also where it was said to be done: a server may answer a
+// repeated write at once while it still works on the first.
 func (l *Locker) settle(ctx context.Context, want Object, write func() (answered string, err error)) (Object, error) {
 	for try := 1; ; try++ {
 		answered, failed := write()
@@ -117,8 +118,9 @@ func (l *Locker) settle(ctx context.Context, want Object, write func() (answered
 		case !errors.Is(err, ErrNoObject):
 			return Object{}, errors.Join(err, failed)
 		case failed == nil:
-			return Object{}, fmt.Errorf("S3 said that it was done, but: %w", err)
-		case try == tries || !passing(failed):
+			failed = fmt.Errorf("S3 said that it was done, but: %w", err)
+		}
+		if try == tries || !passing(failed) {
 			return Object{}, failed
 		}
 		l.log.Warn("write failed, it will be tried again", "key", want.Key, "try", try, "error", failed)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,14 +42,15 @@ func TestWriteFaults(t *testing.T) {
 		{story: "S3 fails, but has done it", faults: []fault{{status: 500, code: "InternalError", persist: true}}, writes: 1},
 		{story: "S3 says 200 with a fault inside", faults: []fault{{status: 200, code: "InternalError"}}, writes: 2},
 		{story: "S3 is busy twice", faults: []fault{{status: 503, code: "SlowDown"}, {status: 503, code: "SlowDown"}}, writes: 3},
-		{story: "S3 is busy for long", faults: []fault{{status: 503, code: "SlowDown"}, {status: 503, code: "SlowDown"}, {status: 503, code: "SlowDown"}}, says: "SlowDown", writes: 3},
+		{story: "S3 is busy for long", faults: slices.Repeat([]fault{{status: 503, code: "SlowDown"}}, 9), says: "SlowDown", writes: 6},
 		{story: "another write was under way, and failed", faults: []fault{{status: 409, code: "ConditionalRequestConflict"}}, writes: 2},
 		{story: "another write of the same was under way", faults: []fault{{status: 409, code: "ConditionalRequestConflict", persist: true}}, writes: 1},
 		{story: "another object is there", object: another, kind: ErrExists, says: "v0", writes: 1},
 		{story: "it is forbidden", faults: []fault{{status: 403, code: "AccessDenied"}}, says: "AccessDenied", writes: 1},
 		{story: "a part is not the one that S3 has", faults: []fault{{status: 400, code: "InvalidPart"}}, says: "InvalidPart", writes: 1},
 		{story: "the bucket cannot say what it holds", faults: []fault{{status: 500, code: "InternalError", persist: true}}, heads: []int{500}, says: "cannot look at object", writes: 1},
-		{story: "S3 says done and holds nothing", heads: []int{404}, says: "S3 said that it was done, but", writes: 1},
+		{story: "S3 says done and still works on it", heads: []int{404}, writes: 2},
+		{story: "S3 says done and holds nothing", faults: slices.Repeat([]fault{{lies: true}}, 9), says: "S3 said that it was done, but", writes: 6},
 		{story: "S3 answers with another hash", faults: []fault{{answer: "x"}}, says: "do not trust this object", writes: 1},
 	}
 	for kind, write := range map[string]func(context.Context, *Locker) (Object, error){
