@@ -7,7 +7,6 @@
 package casefile
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,14 +66,14 @@ type Case struct {
 
 // Finding is a finding that stands behind the case.
 type Finding struct {
-	EventID  string          `json:"eventId"`
-	ID       string          `json:"id"`
-	Type     string          `json:"type"`
-	Title    string          `json:"title"`
-	Severity float64         `json:"severity"`
-	Count    int             `json:"count"`
-	Received time.Time       `json:"received"`
-	Raw      json.RawMessage `json:"raw,omitempty"`
+	EventID  string    `json:"eventId"`
+	ID       string    `json:"id"`
+	Type     string    `json:"type"`
+	Title    string    `json:"title"`
+	Severity float64   `json:"severity"`
+	Count    int       `json:"count"`
+	Received time.Time `json:"received"`
+	Raw      []byte    `json:"raw,omitempty"` // the event as it came, to the byte
 }
 
 // Step is one step of the case's story.

@@ -29,38 +29,60 @@ func (l *Ledger) Close(ctx context.Context, caseID, id string, parts int32, reas
 		item.Parts, err = l.parts(ctx, item)
 		return item.Item, err
 	}
+	if item.Closing == nil {
+		if item.Closing, err = l.end(ctx, item, parts, reason); err != nil {
+			return evidence.Item{}, err
+		}
+		if revision, err = l.save(ctx, key, item, revision); err != nil {
+			return evidence.Item{}, err
+		}
+	}
+	return l.complete(ctx, key, item, revision)
+}
+
+// end decides how an item ends, from what S3 holds now.
+func (l *Ledger) end(ctx context.Context, item Item, parts int32, reason string) (*closing, error) {
 	stored, err := l.stored(ctx, item)
 	if err != nil {
-		return evidence.Item{}, err
+		return nil, err
 	}
-	item.Status, item.Error, item.Parts = evidence.Whole, reason, stored
-	if missing := lost(item.Item, parts); reason == "" && missing != "" {
-		item.Error = missing
+	item.Parts = stored
+	if reason == "" {
+		reason = lost(item.Item, parts)
 	}
-	if item.Error != "" {
-		item.Status = evidence.Partial
+	c := &closing{Status: evidence.Whole, Error: reason, Parts: stored}
+	if reason != "" {
+		c.Status = evidence.Partial
 	}
-	for _, p := range stored {
-		item.Size += p.Size
-	}
-	if len(stored) == 0 {
+	return c, nil
+}
+
+// complete carries out how an item ends. Each of its acts may have been done
+// before.
+func (l *Ledger) complete(ctx context.Context, key string, item Item, revision int64) (evidence.Item, error) {
+	c := item.Closing
+	if len(c.Parts) == 0 {
 		if err := l.Bucket.Abort(ctx, item.Key, item.UploadID); err != nil {
 			return evidence.Item{}, err
 		}
 	} else {
-		object, err := l.Bucket.Complete(ctx, item.Key, item.UploadID, stored)
+		object, err := l.Bucket.Complete(ctx, item.Key, item.UploadID, c.Parts)
 		if err != nil {
 			return evidence.Item{}, err
 		}
-		item.VersionID, item.SHA256 = object.VersionID, evidence.Composite(stored)
+		item.VersionID, item.SHA256 = object.VersionID, evidence.Composite(c.Parts)
 	}
-	if err := l.dropUnstored(ctx, item, stored); err != nil {
+	if err := l.dropUnstored(ctx, item, c.Parts); err != nil {
 		return evidence.Item{}, err
+	}
+	item.Status, item.Error, item.Parts, item.Closing, item.Size = c.Status, c.Error, c.Parts, nil, 0
+	for _, p := range c.Parts {
+		item.Size += p.Size
 	}
 	if _, err := l.save(ctx, key, item, revision); err != nil {
 		return evidence.Item{}, err
 	}
-	l.Log.Info("item closed", "case", caseID, "item", id, "status", item.Status, "parts", len(stored), "bytes", item.Size, "reason", item.Error)
+	l.Log.Info("item closed", "case", item.Case, "item", item.ID(), "status", item.Status, "parts", len(c.Parts), "bytes", item.Size, "reason", item.Error)
 	return item.Item, nil
 }
 

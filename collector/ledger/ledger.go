@@ -51,8 +51,17 @@ type Ledger struct {
 // Item is an item of a case, and the upload that fills it.
 type Item struct {
 	evidence.Item
-	Case     string `json:"case"`
-	UploadID string `json:"uploadId"`
+	Case     string   `json:"case"`
+	UploadID string   `json:"uploadId"`
+	Closing  *closing `json:"closing,omitempty"`
+}
+
+// closing is how an item will end. It is written down before S3 is told, as
+// afterwards S3 no longer knows the parts.
+type closing struct {
+	Status evidence.Status `json:"status"`
+	Error  string          `json:"error,omitempty"`
+	Parts  []evidence.Part `json:"parts"` // with their ETags; 10,000 at most
 }
 
 // ID names the item inside its case.
@@ -89,6 +98,9 @@ func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidenc
 		return Opened{}, err
 	case old.Status != evidence.Open:
 		return Opened{ID: old.ID(), Closed: true}, nil
+	case old.Closing != nil:
+		_, err := l.complete(ctx, key, old, revision)
+		return Opened{ID: old.ID(), Closed: true}, err
 	case samePlan(old.Item, item):
 		return l.resume(ctx, old)
 	case item.Kind == evidence.Memory:
@@ -151,7 +163,7 @@ func (l *Ledger) Grant(ctx context.Context, caseID, id string, part evidence.Par
 	if err != nil {
 		return grant, false, refuseUnknown(err, id)
 	}
-	if item.Status != evidence.Open {
+	if item.Status != evidence.Open || item.Closing != nil {
 		return grant, false, fmt.Errorf("%w: item %s is closed", ErrRefused, id)
 	}
 	if err := check(item.Item, part); err != nil {

@@ -304,6 +304,42 @@ func TestBytesThatWereNotGrantedAreLeftOut(t *testing.T) {
 	}
 }
 
+// TestACollectorThatDiesAfterCompleting: S3 has the object and has forgotten
+// the upload, and the ledger has not written it down.
+func TestACollectorThatDiesAfterCompleting(t *testing.T) {
+	l, p := newLedger()
+	o := open(t, l, image())
+	for n := int32(1); n <= 2; n++ {
+		grant(t, l, o.ID, imagePart(n, "x"))
+		p.put("upload-1", imagePart(n, "x"))
+	}
+	disk := l.Store
+	l.Store = &fullDisk{Store: disk, left: 1} // room for what will be done, none for that it was
+	if _, err := l.Close(t.Context(), caseID, o.ID, 2, ""); !errors.Is(err, errFull) {
+		t.Fatalf("error %v", err)
+	}
+	l.Store = disk
+	delete(p.stored, "upload-1")
+	if item, err := l.Close(t.Context(), caseID, o.ID, 2, ""); err != nil || item.Status != evidence.Whole || len(item.Parts) != 2 {
+		t.Errorf("item %+v, error %v", item, err)
+	}
+}
+
+var errFull = errors.New("no space left on device")
+
+// fullDisk has room for so many writes.
+type fullDisk struct {
+	store.Store
+	left int
+}
+
+func (d *fullDisk) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
+	if d.left--; d.left < 0 {
+		return 0, errFull
+	}
+	return d.Store.Put(ctx, key, value, revision)
+}
+
 func TestCloseAllKeepsWhatThereIs(t *testing.T) {
 	l, p := newLedger()
 	o := open(t, l, image())

@@ -2,7 +2,6 @@ package steps
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -81,7 +80,7 @@ func (s *Story) manifest(ctx context.Context, c casefile.Case) (evidence.Manifes
 		Items: items, Missing: c.Missing, Image: c.Image, Interfaces: c.Interfaces, Journal: c.Journal,
 	}
 	for _, f := range c.Findings {
-		m.Findings = append(m.Findings, json.RawMessage(f.Raw))
+		m.Findings = append(m.Findings, evidence.Finding{EventID: f.EventID, SHA256: custody.Hash(f.Raw), Event: f.Raw})
 	}
 	for _, step := range c.Steps {
 		if step.Outcome != "" {

@@ -1,9 +1,6 @@
 package evidence
 
-import (
-	"encoding/json"
-	"time"
-)
+import "time"
 
 // ManifestType is the predicate type of a manifest inside its in-toto
 // statement. Source: in-toto attestation framework, Statement v1.
@@ -20,18 +17,25 @@ type Manifest struct {
 	Instance  Instance  `json:"instance"`
 	Collector Software  `json:"collector"`
 	Agent     *Agent    `json:"agent,omitempty"` // nil where none answered
-	// Findings are the raw events that the case stands on, as received.
-	Findings []json.RawMessage `json:"findings"`
-	Items    []Item            `json:"items"`
-	Missing  []Missing         `json:"missing,omitempty"`
-	Actions  []Action          `json:"actions"`
-	Image    *Image            `json:"image,omitempty"` // of the disks
+	// Findings are the events that the case stands on.
+	Findings []Finding `json:"findings"`
+	Items    []Item    `json:"items"`
+	Missing  []Missing `json:"missing,omitempty"`
+	Actions  []Action  `json:"actions"`
+	Image    *Image    `json:"image,omitempty"` // of the disks
 	// Interfaces tells each network interface's security groups before and
 	// after, the latter as read back from EC2.
 	Interfaces []Interface `json:"interfaces,omitempty"`
 	// Journal names the last entry of the case's journal when the manifest
 	// was made.
 	Journal JournalHead `json:"journal"`
+}
+
+// Finding is an event that the case stands on, as it came, to the byte.
+type Finding struct {
+	EventID string `json:"eventId"`
+	SHA256  Digest `json:"sha256"` // of Event
+	Event   []byte `json:"event"`  // in JSON as base64
 }
 
 // Instance says which instance a case is about.

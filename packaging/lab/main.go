@@ -1,0 +1,77 @@
+// Command quicklime-lab is the lab: everything that Quicklime meets in the
+// field, on loopback, with a real kernel, a real LiME module and a real S3
+// server.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
+	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
+)
+
+type cli struct {
+	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
+	S3      s3Cmd      `cmd:"" name:"s3" help:"Serve S3 in this process; the lab starts it by itself." hidden:""`
+}
+
+func main() { os.Exit(run()) }
+
+// run gives the exit code: 0 for done, 1 for an error, 2 for a wrong call.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	var c cli
+	parser := kong.Must(&c, kong.Name("quicklime-lab"), kong.Description("Runs Quicklime's main job on loopback."),
+		kong.BindTo(ctx, (*context.Context)(nil)))
+	call, err := parser.Parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "quicklime-lab: %v\nRun 'quicklime-lab --help' for what it can do.\n", err)
+		return 2
+	}
+	if err := call.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "quicklime-lab:", err)
+		return 1
+	}
+	return 0
+}
+
+type prepareCmd struct{}
+
+func (prepareCmd) Run(ctx context.Context) error {
+	_, err := prepare(ctx)
+	return err
+}
+
+// prepare brings the Debian packages and the kernel's kit to this host.
+func prepare(ctx context.Context) (*guest.Kit, error) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := guest.Install(ctx, log); err != nil {
+		return nil, err
+	}
+	dir, err := guest.CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	return guest.Prepare(ctx, dir, log)
+}
+
+// s3Cmd takes its keys from the environment, where other users cannot read
+// them.
+type s3Cmd struct {
+	Root   string `required:""`
+	Addr   string `required:""`
+	Region string `required:""`
+}
+
+func (c *s3Cmd) Run(ctx context.Context) error {
+	return bucket.Serve(ctx, bucket.Config{Root: c.Root, Addr: c.Addr, Region: c.Region,
+		AccessKey: os.Getenv("AWS_ACCESS_KEY_ID"), SecretKey: os.Getenv("AWS_SECRET_ACCESS_KEY")})
+}

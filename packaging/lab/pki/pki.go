@@ -1,0 +1,109 @@
+// Package pki is the lab's certificate authority. It lives in memory and as
+// long as the lab; what it signs is valid for a week.
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Authority signs the lab's certificates.
+type Authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	PEM  []byte // its own certificate
+}
+
+// Pair is a certificate and its key, both PEM.
+type Pair struct{ Cert, Key []byte }
+
+// New makes an authority.
+func New() (*Authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make authority: %w", err)
+	}
+	template := template("Quicklime lab authority")
+	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make authority: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make authority: %w", err)
+	}
+	return &Authority{cert: cert, key: key, PEM: block("CERTIFICATE", der)}, nil
+}
+
+// Server gives a server's certificate for the addresses by which this host
+// is reached from itself and from a guest.
+func (a *Authority) Server() (Pair, error) {
+	t := template("Quicklime lab server")
+	t.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 0, 2, 2)}
+	t.DNSNames = []string{"localhost"}
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	return a.sign(t)
+}
+
+// Agent gives the certificate of an agent by its SPIFFE id.
+func (a *Authority) Agent(id string) (Pair, error) {
+	uri, err := url.Parse(id)
+	if err != nil {
+		return Pair{}, fmt.Errorf("cannot name agent: %w", err)
+	}
+	t := template("Quicklime lab agent")
+	t.URIs = []*url.URL{uri}
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	return a.sign(t)
+}
+
+func (a *Authority) sign(t *x509.Certificate) (Pair, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Pair{}, fmt.Errorf("cannot make key: %w", err)
+	}
+	t.KeyUsage = x509.KeyUsageDigitalSignature
+	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, key.Public(), a.key)
+	if err != nil {
+		return Pair{}, fmt.Errorf("cannot sign certificate: %w", err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return Pair{}, fmt.Errorf("cannot encode key: %w", err)
+	}
+	return Pair{Cert: block("CERTIFICATE", der), Key: block("PRIVATE KEY", secret)}, nil
+}
+
+// Write puts a pair into a folder as NAME.crt and NAME.key.
+func (p Pair) Write(dir, name string) (cert, key string, err error) {
+	cert, key = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
+	if err := os.WriteFile(cert, p.Cert, 0o600); err != nil {
+		return "", "", err
+	}
+	return cert, key, os.WriteFile(key, p.Key, 0o600)
+}
+
+func template(name string) *x509.Certificate {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		panic(err) // crypto/rand never fails on Linux
+	}
+	return &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(7 * 24 * time.Hour)}
+}
+
+func block(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
