@@ -13,7 +13,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -204,12 +203,4 @@ func printJSON(out io.Writer, v any) error {
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
-}
-
-// signingKey is where the service keeps its key unless told otherwise.
-func signingKey(data, named string) string {
-	if named != "" {
-		return named
-	}
-	return filepath.Join(data, "signing.key")
 }

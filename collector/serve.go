@@ -192,17 +192,21 @@ func (s *service) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// signer loads the key, and makes one at the first start.
+// signer loads the key, and makes one at the first start. The public key
+// lies beside the state as verify.pub.
 func (c *serveCmd) signer() (custody.Signer, error) {
-	path := signingKey(c.Data, c.SigningKey)
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) && c.SigningKey == "" {
-		key, err := custody.NewKey(path)
-		if err != nil {
-			return nil, err
-		}
-		return key, key.WritePublic(filepath.Join(c.Data, "verify.pub"))
+	path := c.SigningKey
+	if path == "" {
+		path = filepath.Join(c.Data, "signing.key")
 	}
-	return custody.LoadKey(path)
+	key, err := custody.LoadKey(path)
+	if errors.Is(err, os.ErrNotExist) && c.SigningKey == "" {
+		key, err = custody.NewKey(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return key, key.WritePublic(filepath.Join(c.Data, "verify.pub"))
 }
 
 func (c *serveCmd) notifier(log *slog.Logger) (notify.Notifier, error) {
