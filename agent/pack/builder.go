@@ -59,7 +59,8 @@ type Part struct {
 var errFull = errors.New("part is full")
 
 // Builder packs one part at a time. Its buffer is made once, with room for
-// PartBytes of input that does not compress, and never grows.
+// PartBytes of input that does not compress and 4,096 LiME headers besides,
+// and never grows. It is for one goroutine.
 type Builder struct {
 	encoder *zstd.Encoder // nil without compression
 	buffer  []byte
@@ -72,6 +73,9 @@ type Builder struct {
 func NewBuilder(o Options) (*Builder, error) {
 	if o.PartBytes == 0 {
 		o.PartBytes = defaultPartBytes
+	}
+	if o.PartBytes < 0 || o.PartBytes > evidence.MaxPartBytes/2 {
+		return nil, fmt.Errorf("cannot pack parts of %d bytes: want 1 to %d", o.PartBytes, int64(evidence.MaxPartBytes/2))
 	}
 	b := &Builder{buffer: make([]byte, 0, capacity(o.PartBytes))}
 	switch o.Compression {
@@ -90,9 +94,10 @@ func NewBuilder(o Options) (*Builder, error) {
 	return b, nil
 }
 
-// capacity is what a part of so many input bytes needs at worst: frames of
-// input that does not compress, LiME headers in frames of their own, or
-// S3's least part.
+// capacity is what a part of so many bytes of memory needs at worst: input
+// that does not compress, in up to 4,096 ranges, each with a LiME header in a
+// frame of its own (32 bytes, and some 100 for the two frames); or S3's least
+// part.
 func capacity(input int) int {
 	const slack = 1 << 20
 	return max(input+input/64+slack, evidence.MinPartBytes+skippableHeader)
@@ -135,7 +140,8 @@ func isZero(p []byte) bool {
 
 // Finish ends the part and hashes it. Any part but an item's last must have
 // evidence.MinPartBytes: a compressed one is filled up with a skippable
-// frame, an uncompressed one that is shorter is an error.
+// frame to exactly that, or to seven bytes more where less than a frame's
+// header is lacking; an uncompressed one that is shorter is an error.
 func (b *Builder) Finish(last bool) (Part, error) {
 	if lack := evidence.MinPartBytes - len(b.buffer); !last && lack > 0 {
 		if b.encoder == nil {

@@ -2,6 +2,7 @@ package pack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,8 +14,11 @@ type Sink interface {
 	Put(ctx context.Context, p Part) error
 }
 
+// errClosed says that something was written after the end.
+var errClosed = errors.New("cannot write: stream is closed")
+
 // Writer cuts a stream into parts and hands each to a Sink. It holds one
-// part: PartBytes, and one frame more.
+// part: PartBytes, and two frames and some slack more.
 type Writer struct {
 	ctx      context.Context // of the whole stream, as an io.Writer has none
 	sink     Sink
@@ -23,6 +27,7 @@ type Writer struct {
 	partSize int
 	parts    int32
 	started  time.Time
+	closed   bool
 	err      error // the first; every later call gives it again
 }
 
@@ -44,6 +49,9 @@ func NewWriter(ctx context.Context, sink Sink, o Options) (*Writer, error) {
 
 // Write implements io.Writer.
 func (w *Writer) Write(p []byte) (int, error) {
+	if w.closed && w.err == nil {
+		return 0, errClosed
+	}
 	n := 0
 	for w.err == nil && n < len(p) {
 		room := min(FrameBytes-len(w.frame), len(p)-n)
@@ -68,6 +76,10 @@ func (w *Writer) flush() {
 }
 
 func (w *Writer) send(last bool) {
+	if w.parts == evidence.MaxParts {
+		w.err = fmt.Errorf("cannot store more than %d parts: take less, or make parts larger", evidence.MaxParts)
+		return
+	}
 	part, err := w.builder.Finish(last)
 	if err != nil {
 		w.err = err
@@ -80,18 +92,19 @@ func (w *Writer) send(last bool) {
 	w.parts++
 	w.builder.Reset(w.parts + 1)
 	w.started = time.Now()
-	if w.parts >= evidence.MaxParts && !last {
-		w.err = fmt.Errorf("cannot store more than %d parts", evidence.MaxParts)
-	}
 }
 
-// Close sends the last part. A stream of nothing is one part too: S3 has no
-// object without.
+// Close sends the last part. A compressed stream of nothing is one part, an
+// empty frame. An uncompressed one has no byte to store and is no part: no
+// grant is given for zero bytes, and Parts, being 0, says that none is
+// missing. Closing again gives what the first time gave.
 func (w *Writer) Close() error {
-	if w.err != nil {
+	if w.closed || w.err != nil {
+		w.closed = true
 		return w.err
 	}
-	if w.flush(); w.err == nil && (w.builder.Len() > 0 || w.parts == 0) {
+	w.closed = true
+	if w.flush(); w.err == nil && (w.builder.Len() > 0 || w.parts == 0 && w.builder.encoder != nil) {
 		w.send(true)
 	}
 	return w.err

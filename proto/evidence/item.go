@@ -1,11 +1,13 @@
 package evidence
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/proto/lime"
@@ -185,5 +187,6 @@ func (i Item) Gaps() []Gap {
 	for _, r := range i.Missing() {
 		out = append(out, Gap{Range: r, Reason: NotStored})
 	}
+	slices.SortStableFunc(out, func(a, b Gap) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
 	return out
 }

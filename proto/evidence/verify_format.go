@@ -1,0 +1,218 @@
+package evidence
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/quicklime-ir/quicklime/proto/lime"
+)
+
+// Bounds of what a walk holds at a time.
+const (
+	maxWindow = 8 << 20  // of zstd; RFC 8878 asks this much of every decoder
+	maxLine   = 16 << 20 // of JSONL
+	maxRanges = 1 << 16  // of memory, neighbours joined
+	walkBytes = 256 << 10
+)
+
+// walk reads an item's format to its end. Its text says what it found.
+func walk(o *object, item Item, r *ItemReport) (string, error) {
+	parts, cut := joined(item)
+	if parts == 0 {
+		return "part 1 is not stored, so the others cannot be read as one stream; their hashes stand for them", nil
+	}
+	var want uint64
+	for _, p := range item.Parts[:parts] {
+		want = add(want, p.RawSize)
+	}
+	var src io.Reader = prefix{o, parts}
+	if item.Compression == Zstd {
+		decoder, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
+		if err != nil {
+			return "", fmt.Errorf("cannot decompress: %w", err)
+		}
+		defer decoder.Close()
+		src = decoder
+	}
+	raw := &bounded{src: src, max: want}
+	detail, err := walkFormat(bufio.NewReaderSize(raw, walkBytes), item, cut, r)
+	if err == nil && raw.n != want {
+		err = fmt.Errorf("the stream has %d bytes, its parts say %d", raw.n, want)
+	}
+	if err == nil && parts < len(item.Parts) {
+		detail += fmt.Sprintf("; read up to part %d, as the next one is not stored", item.Parts[parts-1].Number)
+	}
+	return detail, err
+}
+
+// joined is how many parts can be read as one stream, and whether that
+// stream may end anywhere. Each part of an image begins with a record, so any
+// of them can be joined; of other formats, those up to the first one missing.
+func joined(item Item) (parts int, cut bool) {
+	if item.Format == LiME || item.Status == Whole {
+		return len(item.Parts), false
+	}
+	for parts < len(item.Parts) && int(item.Parts[parts].Number) == parts+1 {
+		parts++
+	}
+	return parts, true
+}
+
+func walkFormat(src *bufio.Reader, item Item, cut bool, r *ItemReport) (string, error) {
+	switch item.Format {
+	case LiME:
+		return walkLiME(src, item, r)
+	case JSONL:
+		return walkJSONL(src, cut)
+	case Tar:
+		return walkTar(src, cut)
+	}
+	_, err := io.Copy(io.Discard, src)
+	return "", errors.Join(fmt.Errorf("format %.40q is unknown", string(item.Format)), err)
+}
+
+// walkLiME goes from record to record, and compares the memory that they
+// cover with what the item's stored parts should cover.
+func walkLiME(src io.Reader, item Item, r *ItemReport) (string, error) {
+	image, records := lime.NewReader(src), 0
+	for {
+		record, err := image.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return "", fmt.Errorf("after %d records, last %s: %w", records, lastRange(r.Ranges), err)
+		}
+		records++
+		if n := len(r.Ranges); n > 0 && r.Ranges[n-1].End == record.Start-1 {
+			r.Ranges[n-1].End = record.End
+		} else if n == maxRanges {
+			return "", fmt.Errorf("it has over %d separate ranges of memory", maxRanges)
+		} else {
+			r.Ranges = append(r.Ranges, record)
+		}
+	}
+	want := lime.Subtract(item.RAM, r.Missing)
+	if slices.Equal(r.Ranges, want) {
+		return fmt.Sprintf("%d records walked to the end, %d ranges of memory", records, len(r.Ranges)), nil
+	}
+	lack, more := lime.Subtract(want, r.Ranges), lime.Subtract(r.Ranges, want)
+	return "", fmt.Errorf("the image does not cover the memory that it should: %d ranges lack, first %s; %d are too many, first %s",
+		len(lack), firstRange(lack), len(more), firstRange(more))
+}
+
+// walkJSONL reads line by line; each must be an object.
+func walkJSONL(src io.Reader, cut bool) (string, error) {
+	torn := false // the last line has no end
+	lines := bufio.NewScanner(src)
+	lines.Buffer(make([]byte, 0, walkBytes), maxLine)
+	lines.Split(func(data []byte, atEOF bool) (int, []byte, error) {
+		if i := bytes.IndexByte(data, '\n'); i >= 0 {
+			return i + 1, data[:i], nil
+		}
+		torn = atEOF && len(data) > 0
+		if torn {
+			return len(data), data, nil
+		}
+		return 0, nil, nil
+	})
+	n := 0
+	for lines.Scan() {
+		n++
+		line := bytes.TrimSpace(lines.Bytes())
+		if len(line) > 0 && line[0] == '{' && json.Valid(line) {
+			continue
+		}
+		if lines.Err() != nil {
+			break // why the line is torn
+		}
+		if torn && cut {
+			return fmt.Sprintf("%d lines, and one that is cut", n-1), nil
+		}
+		return "", fmt.Errorf("line %d is no JSON object", n)
+	}
+	if err := lines.Err(); err != nil {
+		return "", fmt.Errorf("after line %d: %w", n, err)
+	}
+	return fmt.Sprintf("%d lines, each a JSON object", n), nil
+}
+
+// walkTar goes from header to header. It asks no entry for its bytes: what a
+// sparse entry claims to hold has no bound.
+func walkTar(src io.Reader, cut bool) (string, error) {
+	archive, n := tar.NewReader(src), 0
+	for {
+		_, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if errors.Is(err, io.ErrUnexpectedEOF) && cut {
+			return fmt.Sprintf("%d entries, the last one cut", n), nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("after entry %d: %w", n, err)
+		}
+		n++
+	}
+	if err := onlyZeros(src); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d entries walked to the end", n), nil
+}
+
+// onlyZeros reads what follows an archive's end: tar fills it with zeros.
+func onlyZeros(src io.Reader) error {
+	b := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(b)
+		if len(bytes.Trim(b[:n], "\x00")) > 0 {
+			return errors.New("there are bytes after the archive's end")
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("after the archive's end: %w", err)
+		}
+	}
+}
+
+// bounded counts what is read, and refuses more than max: bytes that
+// decompress without end, end here.
+type bounded struct {
+	src    io.Reader
+	n, max uint64
+}
+
+// Read implements io.Reader.
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.src.Read(p)
+	b.n = add(b.n, uint64(n))
+	if b.n > b.max {
+		return 0, fmt.Errorf("the stream has more than the %d bytes that its parts say", b.max)
+	}
+	return n, err
+}
+
+func firstRange(r []lime.Range) string {
+	if len(r) == 0 {
+		return "none"
+	}
+	return r[0].String()
+}
+
+func lastRange(r []lime.Range) string {
+	if len(r) == 0 {
+		return "none"
+	}
+	return r[len(r)-1].String()
+}

@@ -1,0 +1,78 @@
+package evidence
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// Bounds of what a report for a person prints of one item.
+const (
+	maxText    = 1024 // bytes of one word or reason
+	maxMissing = 16   // ranges
+)
+
+// WriteText prints a report for a person: a line for each item, and under it
+// a line for each check, for what is missing and for its gaps. Nothing that
+// came from outside can break a line or steer a terminal.
+func (r Report) WriteText(w io.Writer) error {
+	out := bufio.NewWriter(w) // keeps its first error for Flush
+	for _, i := range r.Items {
+		i.writeText(out)
+	}
+	return out.Flush()
+}
+
+func (r ItemReport) writeText(w io.Writer) {
+	verdict := "ok"
+	if !r.OK() {
+		verdict = "BAD"
+	}
+	fmt.Fprintf(w, "%-9s %s  %s %s, %d bytes\n", verdict, word(r.Key), word(string(r.Kind)), word(string(r.Status)), r.Size)
+	if r.SHA256 != "" {
+		fmt.Fprintf(w, "          sha256 %s\n          composite %s\n", r.SHA256, r.Composite)
+	} else {
+		fmt.Fprintf(w, "          nothing of it was read\n")
+	}
+	if r.Error != "" {
+		fmt.Fprintf(w, "          reason: %s\n", plain(r.Error))
+	}
+	for _, c := range r.Checks {
+		verdict := "ok"
+		if !c.OK {
+			verdict = "BAD"
+		}
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-7s %s: %s", verdict, word(c.Name), plain(c.Detail)), ": "))
+	}
+	for i, m := range r.Missing {
+		if i == maxMissing {
+			fmt.Fprintf(w, "          and %d more ranges\n", len(r.Missing)-i)
+			break
+		}
+		fmt.Fprintf(w, "          missing memory %v\n", m)
+	}
+	if r.Gaps > 0 {
+		fmt.Fprintf(w, "          %d gaps, %d bytes that are not what the host's memory held\n", r.Gaps, r.GapBytes)
+	}
+}
+
+// word is plain, and quoted also where it would not look like one word.
+func word(s string) string {
+	if s == "" || strings.ContainsAny(s, " \"") {
+		return strconv.QuoteToASCII(s[:min(len(s), maxText)])
+	}
+	return plain(s)
+}
+
+// plain gives text as it stands where it is short and all printable ASCII,
+// else quoted and cut.
+func plain(s string) string {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return strconv.QuoteToASCII(s[:min(len(s), maxText)])
+		}
+	}
+	return s[:min(len(s), maxText)]
+}
