@@ -1,8 +1,8 @@
 package upload
 
 import (
-	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -10,13 +10,17 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/pack"
 )
 
-// maxAnswer bounds how much of S3's error document is read, in bytes.
-const maxAnswer = 64 << 10
+// Bounds of what a server may answer, in bytes.
+const (
+	maxAnswer = 64 << 10 // S3's error document
+	maxHeader = 64 << 10
+)
 
 // verdict says what an answer means for the part.
 type verdict int
@@ -33,60 +37,88 @@ var errStalled = errors.New("no byte moved")
 
 // Client is the HTTP client of uploads. It speaks HTTP/1.1, as S3 does, so
 // that each part has a connection of its own, and follows no redirect.
-type Client struct{ http *http.Client }
+type Client struct{ transport *http.Transport }
 
 // NewClient returns a Client for so many uploads at a time. It trusts the
 // system's authorities, and goes through the environment's proxy if there is
 // one.
 func NewClient(uploads int) *Client {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
-	transport := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           dialer.DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: time.Minute,
-		ExpectContinueTimeout: time.Second,
-		MaxIdleConnsPerHost:   uploads,
-		IdleConnTimeout:       time.Minute,
-		WriteBufferSize:       64 << 10,
-		TLSNextProto:          nil,
-		Protocols:             new(http.Protocols),
-	}
-	transport.Protocols.SetHTTP1(true)
-	return &Client{&http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
-		return http.ErrUseLastResponse
-	}}}
+	return newClient(uploads, &tls.Config{MinVersion: tls.VersionTLS12})
 }
 
-// put tries once. Its error never holds the URL.
+func newClient(uploads int, config *tls.Config) *Client {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second, Control: keepUnsentLow}
+	transport := &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    10 * time.Second,
+		ExpectContinueTimeout:  time.Second,
+		MaxIdleConnsPerHost:    uploads,
+		IdleConnTimeout:        time.Minute,
+		WriteBufferSize:        64 << 10,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableCompression:     true,
+		Protocols:              new(http.Protocols),
+	}
+	transport.Protocols.SetHTTP1(true)
+	return &Client{transport}
+}
+
+// put tries once. On return nothing reads the part's bytes any more, whatever
+// the transport is still at. Its error never holds the URL.
 func (c *Client) put(ctx context.Context, g Grant, p pack.Part, stall time.Duration) (verdict, error) {
+	verdict, err := c.try(ctx, g, p, stall)
+	return verdict, withoutSecrets(err, g.URL)
+}
+
+func (c *Client) try(ctx context.Context, g Grant, p pack.Part, stall time.Duration) (verdict, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watchdog := time.AfterFunc(stall, func() { cancel(fmt.Errorf("%w for %v", errStalled, stall)) })
 	defer watchdog.Stop()
-	body := &watched{Reader: bytes.NewReader(p.Bytes), moved: func() { watchdog.Reset(stall) }}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPut, g.URL, io.NopCloser(body))
+	l := &loan{bytes: p.Bytes, moved: func() { watchdog.Reset(stall) }}
+	defer l.end()
+	request, err := newRequest(ctx, g, l)
 	if err != nil {
-		return final, errors.New("the grant is no valid request")
+		return final, err
 	}
-	request.ContentLength = int64(len(p.Bytes))
-	if len(p.Bytes) == 0 {
-		request.Body = http.NoBody
-	}
-	for name, value := range g.Headers {
-		request.Header.Set(name, value)
-	}
-	request.Header.Set("Expect", "100-continue") // a refusal then costs no upload
-	response, err := c.http.Do(request)
+	response, err := c.transport.RoundTrip(request)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return again, withoutURL(err)
+		return again, err
 	}
 	defer response.Body.Close()
 	answer, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if response.StatusCode == http.StatusOK && !l.read() {
+		return again, errors.New("the server says stored before it was sent everything")
+	}
 	return judge(response.StatusCode, answer)
+}
+
+// newRequest makes the granted request. The transport may begin it anew, on
+// another connection, where a kept one turns out to be dead.
+func newRequest(ctx context.Context, g Grant, l *loan) (*http.Request, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, g.URL, nil)
+	if err != nil {
+		return nil, errors.New("the grant is no valid request")
+	}
+	for name, value := range g.Headers {
+		request.Header.Set(name, value)
+	}
+	if host := request.Header.Get("Host"); host != "" {
+		request.Host = host
+	}
+	if len(l.bytes) == 0 {
+		return request, nil
+	}
+	request.ContentLength = int64(len(l.bytes))
+	request.GetBody = func() (io.ReadCloser, error) { return l.body(), nil }
+	request.Body = l.body()
+	request.Header.Set("Expect", "100-continue") // a refusal then costs no upload
+	return request, nil
 }
 
 // judge reads S3's answer. Source: Amazon S3 API Reference, "Error
@@ -100,33 +132,43 @@ func judge(code int, answer []byte) (verdict, error) {
 		Message string `xml:"Message"`
 	}
 	_ = xml.Unmarshal(answer, &document) // what is no XML has no code
-	err := fmt.Errorf("S3 answers %d %.60s %.200q", code, document.Code, document.Message)
-	switch {
-	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, document.Code == "RequestTimeout":
+	err := fmt.Errorf("S3 answers %d %.60q %.200q", code, document.Code, document.Message)
+	switch document.Code {
+	case "RequestTimeout", "SlowDown":
 		return again, err
-	case code == http.StatusForbidden, document.Code == "BadDigest", document.Code == "XAmzContentChecksumMismatch", document.Code == "InvalidDigest",
-		document.Code == "XAmzContentSHA256Mismatch", document.Code == "IncompleteBody":
+	case "BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest", "IncompleteBody", "ExpiredToken":
+		return no, err
+	}
+	switch {
+	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
+		return again, err
+	case code == http.StatusForbidden:
 		return no, err
 	}
 	return final, err
 }
 
-// watched tells of each read.
-type watched struct {
-	*bytes.Reader
-	moved func()
-}
-
-func (w *watched) Read(b []byte) (int, error) {
-	w.moved()
-	return w.Reader.Read(b)
-}
-
-// withoutURL takes the URL, which is a secret, out of an error.
-func withoutURL(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
+// withoutSecrets takes what signs the URL out of an error: an error document
+// or a proxy may say it back.
+func withoutSecrets(err error, rawURL string) error {
+	if err == nil {
+		return nil
 	}
-	return err
+	secrets := []string{rawURL}
+	if u, parseErr := url.Parse(rawURL); parseErr == nil && u.RawQuery != "" {
+		secrets = append(secrets, u.RequestURI(), u.RawQuery)
+		for _, name := range []string{"X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"} {
+			secrets = append(secrets, u.Query().Get(name), url.QueryEscape(u.Query().Get(name)))
+		}
+	}
+	text := err.Error()
+	for _, secret := range secrets {
+		if len(secret) > 0 {
+			text = strings.ReplaceAll(text, secret, "…")
+		}
+	}
+	if text == err.Error() {
+		return err
+	}
+	return errors.New(text)
 }

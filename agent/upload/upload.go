@@ -70,7 +70,8 @@ func New(g Granter, o Options) *Uploader {
 }
 
 // Put stores a part. On return without an error S3 has acknowledged it, by
-// its hash. It gives up when ctx ends, or when it is refused.
+// its hash. It gives up when ctx ends, or when it is refused. On return, with
+// an error or without, nothing reads the part's bytes any more.
 func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 	wait, denied := firstBackoff, 0
 	for {
@@ -117,7 +118,7 @@ func check(g Grant) error {
 		return fmt.Errorf("%w: the grant has no usable URL", ErrRefused)
 	}
 	if u.Scheme != "https" {
-		return fmt.Errorf("%w: the grant's URL is %s, want https; the collector's S3 endpoint must be TLS", ErrRefused, u.Scheme)
+		return fmt.Errorf("%w: the grant's URL is %.20q, want \"https\"; the collector's S3 endpoint must be TLS", ErrRefused, u.Scheme)
 	}
 	return nil
 }
