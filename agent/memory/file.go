@@ -1,0 +1,94 @@
+package memory
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/lime"
+)
+
+// file reads a LiME image as if it were the host: for tests, and for a lab
+// without a kernel.
+type file struct {
+	path     string
+	segments []segment
+}
+
+func probeFile(o Options) error {
+	_, err := openFile(context.Background(), o)
+	return err
+}
+
+func openFile(_ context.Context, o Options) (Source, error) {
+	f, err := os.Open(o.File)
+	if err != nil {
+		return nil, refuse("file", Failed, "%v", err)
+	}
+	defer f.Close()
+	source := &file{path: o.File}
+	var header [lime.HeaderSize]byte
+	for offset := int64(0); ; {
+		if _, err := f.ReadAt(header[:], offset); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, refuse("file", Failed, "%v", err)
+		}
+		r, err := lime.ParseHeader(header[:])
+		if err != nil {
+			return nil, refuse("file", Malformed, "%s at offset %d: %v", o.File, offset, err)
+		}
+		source.segments = append(source.segments, segment{r, offset + lime.HeaderSize})
+		offset += lime.HeaderSize + int64(r.Len())
+	}
+	return source, nil
+}
+
+func (f *file) Name() string { return "file" }
+func (f *file) Readers() int { return 0 }
+func (f *file) Close() error { return nil }
+
+func (f *file) Ranges() []lime.Range {
+	var out []lime.Range
+	for _, s := range f.segments {
+		out = append(out, s.Range)
+	}
+	return lime.Merge(out)
+}
+
+func (f *file) Open() (Reader, error) {
+	open, err := os.Open(f.path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open image: %w", err)
+	}
+	return &fileReader{open, f.segments}, nil
+}
+
+type fileReader struct {
+	*os.File
+	segments []segment
+}
+
+func (r *fileReader) ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error) {
+	for len(p) > 0 {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		i, _ := slices.BinarySearchFunc(r.segments, addr, func(s segment, a uint64) int { return cmp.Compare(s.End, a) })
+		if i == len(r.segments) || addr < r.segments[i].Start {
+			return nil, fmt.Errorf("cannot read address %08x: the image does not have it", addr)
+		}
+		s := r.segments[i]
+		n := int(min(uint64(len(p)), s.End-addr+1))
+		if _, err := r.ReadAt(p[:n], s.offset+int64(addr-s.Start)); err != nil {
+			return nil, fmt.Errorf("cannot read image at %08x: %w", addr, err)
+		}
+		p, addr = p[n:], addr+uint64(n)
+	}
+	return nil, nil
+}

@@ -1,0 +1,169 @@
+// Package memory reads the physical memory of the live host, as ranges.
+//
+// A source knows its ranges before the first read, so the length of an image
+// is known before its first byte, and it never passes zeros off as memory:
+// what could not be read is named, with the reason.
+package memory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/lime"
+)
+
+const pageSize = 4096
+
+// NotInSource is the reason of a gap whose bytes are RAM that the source
+// does not offer: the odd bytes at the edge of a range that /proc/kcore
+// rounds to whole pages.
+const NotInSource evidence.Reason = "not_in_source"
+
+// Source is the memory of a host.
+type Source interface {
+	Name() string // kcore, lime or file
+	// Ranges is what there is to read, ascending and disjoint.
+	Ranges() []lime.Range
+	// Readers is how many readers may be open at a time; 0 is any number.
+	// With one, it must be read in ascending order.
+	Readers() int
+	Open() (Reader, error)
+	// Close leaves the host as it was found.
+	Close() error
+}
+
+// Reader is one handle on a source. It is used by one goroutine at a time.
+type Reader interface {
+	// ReadPhys fills p with memory from addr on; p lies in one range. What
+	// cannot be read is zero in p and returned as gaps, ascending. An error
+	// means that this reader can read nothing more.
+	ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error)
+	Close() error
+}
+
+// Reason is a code that says why a source cannot be used.
+type Reason string
+
+// The reasons.
+const (
+	NoKcore         Reason = "no_kcore"         // the kernel is built without it, or hides it
+	NoCapability    Reason = "no_capability"    // the agent may not
+	Lockdown        Reason = "lockdown"         // the kernel's lockdown forbids it
+	OldKernel       Reason = "old_kernel"       // its kcore tells no physical addresses
+	NoModule        Reason = "no_module"        // no LiME module for this kernel is installed
+	ModuleMismatch  Reason = "module_mismatch"  // the module is of another kernel
+	ModuleSignature Reason = "module_signature" // the kernel wants a signature it trusts
+	InUse           Reason = "in_use"           // a LiME module is loaded already
+	Malformed       Reason = "malformed"        // it is not what it should be
+	Failed          Reason = "failed"           // it failed in another way
+)
+
+// Refusal is a source that could not be used, and why.
+type Refusal struct {
+	Source string
+	Reason Reason
+	Detail string
+}
+
+// Error implements error.
+func (r *Refusal) Error() string { return fmt.Sprintf("%s: %s: %s", r.Source, r.Reason, r.Detail) }
+
+// refuse makes a refusal.
+func refuse(source string, reason Reason, format string, args ...any) *Refusal {
+	return &Refusal{source, reason, fmt.Sprintf(format, args...)}
+}
+
+// ErrNoSource says that no source can be used.
+var ErrNoSource = errors.New("no memory source can be used on this host")
+
+// Options say how to read memory. The zero value is this host's.
+type Options struct {
+	Prefer    string // auto (or ""), kcore, lime or file
+	ModuleDir string // prebuilt modules, RELEASE/lime.ko
+	File      string // with file: a LiME image that is read as if it were the host
+	Log       *slog.Logger
+}
+
+// Verdict says whether a source could be used.
+type Verdict struct {
+	Source string `json:"source"`
+	Usable bool   `json:"usable"`
+	Reason Reason `json:"reason,omitempty"`
+	Detail string `json:"detail,omitempty"`
+}
+
+// candidate is a source that may be tried.
+type candidate struct {
+	name  string
+	probe func(Options) error // without effect on the host
+	open  func(context.Context, Options) (Source, error)
+}
+
+// candidates gives the sources in the order in which they are tried: LiME
+// first, as its image has the edges of ranges too; kcore where there is no
+// module for exactly this kernel.
+func candidates(prefer string) ([]candidate, error) {
+	lime := candidate{"lime", probeLime, openLime}
+	kcore := candidate{"kcore", probeKcore, openKcore}
+	switch prefer {
+	case "", "auto":
+		return []candidate{lime, kcore}, nil
+	case "lime":
+		return []candidate{lime}, nil
+	case "kcore":
+		return []candidate{kcore}, nil
+	case "file":
+		return []candidate{{"file", probeFile, openFile}}, nil
+	}
+	return nil, fmt.Errorf("cannot read memory from %q: want auto, kcore, lime or file", prefer)
+}
+
+// Open opens the first source that can be used, and tells which were
+// refused before it.
+func Open(ctx context.Context, o Options) (Source, []Refusal, error) {
+	list, err := candidates(o.Prefer)
+	if err != nil {
+		return nil, nil, err
+	}
+	var refused []Refusal
+	for _, c := range list {
+		source, err := c.open(ctx, o)
+		if err == nil {
+			return source, refused, nil
+		}
+		if ctx.Err() != nil {
+			return nil, refused, context.Cause(ctx)
+		}
+		refused = append(refused, asRefusal(c.name, err))
+	}
+	return nil, refused, ErrNoSource
+}
+
+// Probe says of each source whether it could be used, and changes nothing.
+func Probe(_ context.Context, o Options) []Verdict {
+	list, err := candidates(o.Prefer)
+	if err != nil {
+		return []Verdict{{Source: o.Prefer, Reason: Failed, Detail: err.Error()}}
+	}
+	var out []Verdict
+	for _, c := range list {
+		v := Verdict{Source: c.name, Usable: true}
+		if err := c.probe(o); err != nil {
+			r := asRefusal(c.name, err)
+			v = Verdict{Source: c.name, Reason: r.Reason, Detail: r.Detail}
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func asRefusal(source string, err error) Refusal {
+	var r *Refusal
+	if errors.As(err, &r) {
+		return *r
+	}
+	return Refusal{source, Failed, err.Error()}
+}
