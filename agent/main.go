@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,6 +87,7 @@ type runCmd struct {
 	Cert      string `help:"This agent's certificate (PEM)." type:"path" default:"/etc/quicklime/agent.crt"`
 	Key       string `help:"Its private key (PEM)." type:"path" default:"/etc/quicklime/agent.key"`
 	CA        string `help:"Certificate authority of the collector (PEM)." type:"path" default:"/etc/quicklime/ca.crt"`
+	S3CA      string `name:"s3-ca" help:"Certificate authority of the S3 endpoint (PEM), where it is not one that the system trusts." type:"path"`
 }
 
 // Run attaches until it is told to stop.
@@ -103,7 +105,11 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	taker := &acquire.Acquirer{Memory: c.options(log), Host: &artifact.Host{Log: log}, Log: log}
-	client := upload.NewClient(acquire.MaxWorkers)
+	authorities, err := c.authorities()
+	if err != nil {
+		return err
+	}
+	client := upload.NewClient(acquire.MaxWorkers, authorities)
 	err = s.Run(ctx, func(ctx context.Context, o session.Order, report func(session.Progress)) session.Result {
 		place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log}}
 		return result(taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: o.MemorySource, Compression: o.Compression}, place,
@@ -115,6 +121,22 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 		return nil
 	}
 	return err
+}
+
+// authorities gives those of the S3 endpoint, nil for the system's.
+func (c *runCmd) authorities() (*x509.CertPool, error) {
+	if c.S3CA == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(c.S3CA)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read certificate authority of S3: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("cannot read certificate authority of S3 %s: no certificate in PEM form in it", c.S3CA)
+	}
+	return pool, nil
 }
 
 // result puts an acquisition's end into the session's words.

@@ -3,6 +3,7 @@ package upload
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -40,10 +41,10 @@ var errStalled = errors.New("no byte moved")
 type Client struct{ transport *http.Transport }
 
 // NewClient returns a Client for so many uploads at a time. It trusts the
-// system's authorities, and goes through the environment's proxy if there is
-// one.
-func NewClient(uploads int) *Client {
-	return newClient(uploads, &tls.Config{MinVersion: tls.VersionTLS12})
+// given authorities, or, where there are none, the system's. It goes through
+// the environment's proxy if there is one.
+func NewClient(uploads int, authorities *x509.CertPool) *Client {
+	return newClient(uploads, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: authorities})
 }
 
 func newClient(uploads int, config *tls.Config) *Client {

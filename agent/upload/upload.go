@@ -58,7 +58,7 @@ type Uploader struct {
 // New returns an Uploader that asks a Granter.
 func New(g Granter, o Options) *Uploader {
 	if o.Client == nil {
-		o.Client = NewClient(1)
+		o.Client = NewClient(1, nil)
 	}
 	if o.Stall == 0 {
 		o.Stall = defaultStall
