@@ -14,10 +14,13 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
+	"github.com/quicklime-ir/quicklime/packaging/lab/demo"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
+	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
 
 type cli struct {
+	Demo    demoCmd    `cmd:"" help:"Run the main job, from a finding to a sealed case, and check it."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
 	S3      s3Cmd      `cmd:"" name:"s3" help:"Serve S3 in this process; the lab starts it by itself." hidden:""`
 }
@@ -41,6 +44,28 @@ func run() int {
 		return 1
 	}
 	return 0
+}
+
+type demoCmd struct {
+	Bin    string `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
+	Memory string `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
+	Keep   string `help:"Folder that keeps the bucket, the public key, the logs and the image." type:"path"`
+}
+
+func (c *demoCmd) Run(ctx context.Context) error {
+	binaries, err := world.BinariesIn(c.Bin)
+	if err != nil {
+		return err
+	}
+	kit, err := prepare(ctx)
+	if err != nil {
+		return err
+	}
+	if err := demo.Run(ctx, demo.Options{Binaries: binaries, Kit: kit, Memory: c.Memory, Keep: c.Keep, Out: os.Stdout}); err != nil {
+		return err
+	}
+	fmt.Println("every check held")
+	return nil
 }
 
 type prepareCmd struct{}
