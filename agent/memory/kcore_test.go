@@ -1,0 +1,301 @@
+package memory
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/lime"
+)
+
+// load is a program header of a fixture.
+type load struct {
+	kind         uint32 // 1 is PT_LOAD
+	vaddr, paddr uint64
+	offset, size uint64
+}
+
+// elfCore makes the headers of a core file, as fs/proc/kcore.c does.
+func elfCore(loads ...load) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 64)
+	copy(b, "\x7fELF\x02\x01\x01")
+	le.PutUint16(b[16:], 4) // ET_CORE
+	le.PutUint64(b[32:], 64)
+	le.PutUint16(b[54:], 56)
+	le.PutUint16(b[56:], uint16(len(loads)))
+	for _, l := range loads {
+		h := make([]byte, 56)
+		le.PutUint32(h, l.kind)
+		le.PutUint64(h[8:], l.offset)
+		le.PutUint64(h[16:], l.vaddr)
+		le.PutUint64(h[24:], l.paddr)
+		le.PutUint64(h[32:], l.size)
+		le.PutUint64(h[40:], l.size)
+		b = append(b, h...)
+	}
+	return b
+}
+
+const none = ^uint64(0)
+
+func TestParseKcore(t *testing.T) {
+	ram := func(start, size, offset uint64) load { return load{1, 0xffff888000000000 + start, start, offset, size} }
+	tests := []struct {
+		name   string
+		loads  []load
+		want   []segment
+		reason Reason
+	}{
+		{"two ranges of RAM", []load{ram(0x100000, 0x3000, 0x8000), ram(0x1000, 0x2000, 0x4000)},
+			[]segment{{lime.Range{Start: 0x1000, End: 0x2fff}, 0x4000}, {lime.Range{Start: 0x100000, End: 0x102fff}, 0x8000}}, ""},
+		{"vmalloc and modules are no RAM", []load{{1, 0xffffc90000000000, none, 0x9000, 0x1000}, ram(0x1000, 0x1000, 0x4000)},
+			[]segment{{lime.Range{Start: 0x1000, End: 0x1fff}, 0x4000}}, ""},
+		{"the kernel's text lies in its RAM", []load{{1, 0xffffffff81000000, 0x101000, 0x7000, 0x1000}, ram(0x100000, 0x3000, 0x8000)},
+			[]segment{{lime.Range{Start: 0x100000, End: 0x102fff}, 0x8000}}, ""},
+		{"text that reaches beyond", []load{{1, 0xffffffff81000000, 0x102000, 0x7000, 0x2000}, ram(0x100000, 0x3000, 0x8000)},
+			[]segment{{lime.Range{Start: 0x100000, End: 0x102fff}, 0x8000}, {lime.Range{Start: 0x103000, End: 0x103fff}, 0x8000}}, ""},
+		{"5-level paging moves virtual addresses alone", []load{{1, 0xff11000000001000, 0x1000, 0x4000, 0x1000}},
+			[]segment{{lime.Range{Start: 0x1000, End: 0x1fff}, 0x4000}}, ""},
+		{"notes are no memory", []load{{4, 0, 0, 0x100, 0x200}, ram(0x1000, 0x1000, 0x4000)}, []segment{{lime.Range{Start: 0x1000, End: 0x1fff}, 0x4000}}, ""},
+		{"a kernel before 4.11 tells no addresses", []load{{1, 0xffff880000000000, 0, 0x4000, 0x1000}, {1, 0xffffc90000000000, 0, 0x9000, 0x1000}}, nil, OldKernel},
+		{"a segment that wraps around", []load{{1, 0, none - 100, 0x4000, 0x1000}}, nil, ""},
+		{"no headers", nil, nil, Malformed},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := parseKcore(bytes.NewReader(elfCore(tt.loads...)))
+			var r *Refusal
+			if errors.As(err, &r); tt.reason != "" && (r == nil || r.Reason != tt.reason) || tt.reason == "" && err != nil {
+				t.Fatalf("error %v, want reason %q", err, tt.reason)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("segments %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestParseKcoreOfBrokenFiles(t *testing.T) {
+	whole := elfCore(load{1, 0, 0x1000, 0x4000, 0x1000})
+	for name, b := range map[string][]byte{
+		"empty": nil, "cut in the header": whole[:40], "cut in the table": whole[:100], "not ELF": bytes.Repeat([]byte("x"), 200),
+	} {
+		var r *Refusal
+		if _, err := parseKcore(bytes.NewReader(b)); !errors.As(err, &r) || r.Reason != Malformed {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+func FuzzParseKcore(f *testing.F) {
+	f.Add(elfCore(load{1, 0, 0x1000, 0x4000, 0x1000}, load{1, 1, none, 1, 1}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		segments, err := parseKcore(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		for i, s := range segments {
+			if s.End < s.Start || s.offset < 0 || i > 0 && s.Start <= segments[i-1].End {
+				t.Fatalf("segments %v are not ascending and disjoint", segments)
+			}
+		}
+	})
+}
+
+// fakeKcore is a kcore file with RAM at 0x1000-0x2fff and 0x10000-0x10fff,
+// each byte of which is the high byte of its address's page number.
+func fakeKcore(t *testing.T) string {
+	t.Helper()
+	b := elfCore(load{1, 0, 0x1000, 0x4000, 0x2000}, load{1, 0, 0x10000, 0x8000, 0x1000})
+	b = append(b, make([]byte, 0x9000-len(b))...)
+	for page, at := range map[byte]int{1: 0x4000, 2: 0x5000, 0x10: 0x8000} {
+		copy(b[at:], bytes.Repeat([]byte{page}, pageSize))
+	}
+	path := filepath.Join(t.TempDir(), "kcore")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestKcoreFollowsSystemRAM: kcore has whole pages, /proc/iomem may end a
+// range inside one; the odd bytes are in the image, as a gap.
+func TestKcoreFollowsSystemRAM(t *testing.T) {
+	k, err := newKcore(fakeKcore(t), func() ([]lime.Range, error) {
+		return []lime.Range{{Start: 0x1000, End: 0x33ff}, {Start: 0x10000, End: 0x10fff}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := k.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p := make([]byte, 0x2400)
+	gaps, err := r.ReadPhys(t.Context(), p, 0x1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p[0] != 1 || p[0x1000] != 2 || p[0x2000] != 0 {
+		t.Errorf("bytes %d %d %d", p[0], p[0x1000], p[0x2000])
+	}
+	if want := []evidence.Gap{{Range: lime.Range{Start: 0x3000, End: 0x33ff}, Reason: NotInSource}}; !slices.Equal(gaps, want) {
+		t.Errorf("gaps %v, want %v", gaps, want)
+	}
+	if gaps, err := r.ReadPhys(t.Context(), p[:100], 0x10010); err != nil || gaps != nil || p[0] != 0x10 {
+		t.Errorf("gaps %v, error %v, byte %d", gaps, err, p[0])
+	}
+}
+
+func TestKcoreWithoutAddressesInIomem(t *testing.T) {
+	k, err := newKcore(fakeKcore(t), func() ([]lime.Range, error) { return nil, ErrHidden })
+	if err != nil || !slices.Equal(k.Ranges(), []lime.Range{{Start: 0x1000, End: 0x2fff}, {Start: 0x10000, End: 0x10fff}}) {
+		t.Errorf("ranges %v, error %v", k.Ranges(), err)
+	}
+}
+
+func TestKcoreThatIsNotThere(t *testing.T) {
+	var r *Refusal
+	if _, err := newKcore(filepath.Join(t.TempDir(), "no"), nil); !errors.As(err, &r) || r.Reason != NoKcore {
+		t.Errorf("error %v", err)
+	}
+}
+
+// badPages fails reads that touch a page at one of these offsets.
+type badPages struct {
+	bad   map[int64]error
+	reads int
+}
+
+func (f *badPages) ReadAt(p []byte, off int64) (int, error) {
+	f.reads++
+	for at, err := range f.bad {
+		if at < off+int64(len(p)) && at+pageSize > off {
+			return 0, err
+		}
+	}
+	for i := range p {
+		p[i] = 7
+	}
+	return len(p), nil
+}
+
+func (f *badPages) Close() error { return nil }
+
+func reader(f handle) *kcoreReader {
+	return &kcoreReader{segments: []segment{{lime.Range{Start: 0x100000, End: 0x1fffff}, 0}},
+		file: &patient{open: func() (handle, error) { return f, nil }, current: f, limit: 50 * time.Millisecond}}
+}
+
+// TestOneBadPage: the kernel gives nothing of a read that touches a bad page.
+// Read again by pages, that page alone is lost, and named.
+func TestOneBadPage(t *testing.T) {
+	f := &badPages{bad: map[int64]error{0x5000: unix.EFAULT, 0x6000: unix.EFAULT, 0x9000: unix.EIO}}
+	p := bytes.Repeat([]byte{9}, 1<<20)
+	gaps, err := reader(f).ReadPhys(t.Context(), p, 0x100000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []evidence.Gap{
+		{Range: lime.Range{Start: 0x105000, End: 0x106fff}, Reason: evidence.ReadError, Errno: "EFAULT"},
+		{Range: lime.Range{Start: 0x109000, End: 0x109fff}, Reason: evidence.ReadError, Errno: "EIO"},
+	}
+	if !slices.Equal(gaps, want) {
+		t.Errorf("gaps %v, want %v", gaps, want)
+	}
+	if p[0x4fff] != 7 || p[0x5000] != 0 || p[0x6fff] != 0 || p[0x7000] != 7 {
+		t.Error("a bad page has bytes, or a good one has none")
+	}
+}
+
+// hanging blocks reads of one page until it is released.
+type hanging struct {
+	badPages
+	release chan struct{}
+}
+
+func (f *hanging) ReadAt(p []byte, off int64) (int, error) {
+	if off <= 0x2000 && off+int64(len(p)) > 0x2000 {
+		<-f.release
+		return 0, io.ErrClosedPipe
+	}
+	return f.badPages.ReadAt(p, off)
+}
+
+func TestAReadThatHangsIsGivenUp(t *testing.T) {
+	f := &hanging{release: make(chan struct{})}
+	defer close(f.release)
+	r := reader(f)
+	p := make([]byte, 2*pageSize)
+	gaps, err := r.ReadPhys(t.Context(), p, 0x102000)
+	if err != nil || len(gaps) != 1 || gaps[0].Reason != evidence.TimedOut {
+		t.Fatalf("gaps %v, error %v", gaps, err)
+	}
+	if gaps, err := r.ReadPhys(t.Context(), p, 0x104000); err != nil || gaps != nil || p[0] != 7 {
+		t.Errorf("the read after it: gaps %v, error %v", gaps, err)
+	}
+	for range maxHung {
+		_, err = r.ReadPhys(t.Context(), p, 0x102000)
+	}
+	if !errors.Is(err, errTooManyHung) {
+		t.Errorf("reads hang without bound: %v", err)
+	}
+}
+
+func TestACancelledReadEnds(t *testing.T) {
+	f := &hanging{release: make(chan struct{})}
+	defer close(f.release)
+	r := reader(f)
+	r.file.limit = time.Hour
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := r.ReadPhys(ctx, make([]byte, pageSize), 0x102000); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestSystemRAM(t *testing.T) {
+	tests := []struct {
+		name, iomem string
+		want        []lime.Range
+		err         string
+	}{
+		{"a small host", "00000000-00000fff : Reserved\n00001000-0009fbff : System RAM\n00100000-1ffdffff : System RAM\n  01000000-01e0ffff : Kernel code\n",
+			[]lime.Range{{Start: 0x1000, End: 0x9fbff}, {Start: 0x100000, End: 0x1ffdffff}}, ""},
+		{"memory that was added later", "00100000-00ffffff : System RAM\n100000000-2ffffffff : Persistent Memory\n  100000000-1ffffffff : dax0.0\n    100000000-1ffffffff : System RAM (kmem)\n",
+			[]lime.Range{{Start: 0x100000, End: 0xffffff}, {Start: 0x100000000, End: 0x1ffffffff}}, ""},
+		{"without CAP_SYS_ADMIN", "00000000-00000000 : System RAM\n00000000-00000000 : System RAM\n", nil, "hidden"},
+		{"no RAM", "00000000-00000fff : Reserved\n", nil, "no System RAM"},
+		{"not addresses", "zzz-yyy : System RAM\n", nil, "no range"},
+		{"an end before its start", "2000-1000 : System RAM\n", nil, "no range"},
+	}
+	for _, tt := range tests {
+		got, err := SystemRAM(strings.NewReader(tt.iomem))
+		if tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) || tt.err == "" && err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, %v", tt.name, got, err)
+		}
+	}
+}
+
+func FuzzSystemRAM(f *testing.F) {
+	f.Add("00001000-0009fbff : System RAM\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		ranges, err := SystemRAM(strings.NewReader(text))
+		if err == nil && (len(ranges) == 0 || len(ranges) > maxRAMRanges) {
+			t.Fatalf("%d ranges", len(ranges))
+		}
+	})
+}
