@@ -23,6 +23,10 @@ const (
 	walkBytes = 256 << 10
 )
 
+// tarEnd is how many zeros an archive ends with at least: two blocks.
+// Source: POSIX.1-2017, pax, "ustar Interchange Format".
+const tarEnd = 1024
+
 // walk reads an item's format to its end. Its text says what it found.
 func walk(o *object, item Item, r *ItemReport) (string, error) {
 	parts, cut := joined(item)
@@ -149,7 +153,8 @@ func walkJSONL(src io.Reader, cut bool) (string, error) {
 // walkTar goes from header to header. It asks no entry for its bytes: what a
 // sparse entry claims to hold has no bound.
 func walkTar(src io.Reader, cut bool) (string, error) {
-	archive, n := tar.NewReader(src), 0
+	end := &ending{src: src}
+	archive, n := tar.NewReader(end), 0
 	for {
 		_, err := archive.Next()
 		if errors.Is(err, io.EOF) {
@@ -163,10 +168,34 @@ func walkTar(src io.Reader, cut bool) (string, error) {
 		}
 		n++
 	}
-	if err := onlyZeros(src); err != nil {
+	if err := onlyZeros(end); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d entries walked to the end", n), nil
+	if end.zeros >= tarEnd {
+		return fmt.Sprintf("%d entries walked to the end", n), nil
+	}
+	if cut {
+		return fmt.Sprintf("%d entries, and no end", n), nil
+	}
+	return "", fmt.Errorf("after entry %d: the archive is cut, its end of %d zeros is not there", n, tarEnd)
+}
+
+// ending counts the zeros that a stream ends with. An archive that is cut
+// between two entries looks to a tar reader like one that has ended.
+type ending struct {
+	src   io.Reader
+	zeros uint64
+}
+
+// Read implements io.Reader.
+func (e *ending) Read(p []byte) (int, error) {
+	n, err := e.src.Read(p)
+	if kept := len(bytes.TrimRight(p[:n], "\x00")); kept > 0 {
+		e.zeros = uint64(n - kept)
+	} else {
+		e.zeros += uint64(n)
+	}
+	return n, err
 }
 
 // onlyZeros reads what follows an archive's end: tar fills it with zeros.

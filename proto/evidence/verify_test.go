@@ -251,6 +251,17 @@ func TestWhatIsDamagedIsNamed(t *testing.T) {
 			rehash(m)
 			return m.body()
 		}, "tar", "unexpected EOF"},
+		{"a tar is cut between two files", archive(t, None), func(m *made) []byte {
+			*m = store(t, "files", Tar, None, m.body()[:2*(512+1024)])
+			return m.body()
+		}, "tar", "after entry 2: the archive is cut"},
+		{"a tar has one of its two last blocks", archive(t, None), func(m *made) []byte {
+			*m = store(t, "files", Tar, Zstd, m.body()[:3*(512+1024)+512])
+			return m.body()
+		}, "tar", "after entry 3: the archive is cut"},
+		{"a tar has no bytes at all", store(t, "files", Tar, Zstd, nil), func(m *made) []byte {
+			return m.body()
+		}, "tar", "after entry 0: the archive is cut"},
 		{"there is something behind the tar's end", archive(t, None), func(m *made) []byte {
 			m.parts[2] = append(m.parts[2], 'x')
 			m.item.Parts[2].RawSize++
@@ -333,6 +344,7 @@ func TestWhatIsPartialIsVerifiedAsWhatItIs(t *testing.T) {
 		{"a table without its middle", table(t, None).without(2), "2 lines, and one that is cut; read up to part 1"},
 		{"a table without its start", table(t, Zstd).without(1), "part 1 is not stored"},
 		{"an archive without its end", cut(archive(t, Zstd)), "the last one cut"},
+		{"an archive cut between two files", store(t, "files", Tar, Zstd, archive(t, None).body()[:512+1024], []byte("lost")).without(2), "1 entries, and no end"},
 		{"an archive without its middle", archive(t, None).without(2), "read up to part 1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
