@@ -219,7 +219,8 @@ func plan(ranges []lime.Range, partRAM uint64) [][]lime.Range {
 
 // budget says how much RAM a part holds and how many workers there are, so
 // that at most 5 % of the host's memory and never over 256 MiB is used, and
-// the parts are at most 10,000.
+// the parts are at most 10,000. On hosts of more than 2.4 TiB a single part
+// is larger than that: S3's bound on parts wins.
 func budget(ram uint64, cpus int) (partRAM uint64, workers int) {
 	partRAM = largePart
 	if ram < smallHost {

@@ -1,0 +1,368 @@
+package acquire
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/quicklime-ir/quicklime/agent/artifact"
+	"github.com/quicklime-ir/quicklime/agent/memory"
+	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/lime"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// shelf is a place in memory, which outlives an acquirer as a bucket does.
+type shelf struct {
+	mu    sync.Mutex
+	items map[string]*box // owned by mu
+	fail  map[string]error
+	after int   // parts until broken says so; owned by mu
+	err   error // of every Put after that
+}
+
+// box is one item of the shelf.
+type box struct {
+	shelf  *shelf
+	item   evidence.Item
+	parts  map[int32][]byte // owned by shelf.mu
+	closed bool
+	why    error
+	total  int32
+	puts   int
+}
+
+func newShelf() *shelf {
+	return &shelf{items: map[string]*box{}, fail: map[string]error{}, after: 1 << 30}
+}
+
+func (s *shelf) Open(_ context.Context, item evidence.Item) (Slot, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.fail[item.Name]; err != nil {
+		return nil, err
+	}
+	if s.items[item.Name] == nil {
+		s.items[item.Name] = &box{shelf: s, item: item, parts: map[int32][]byte{}}
+	}
+	return s.items[item.Name], nil
+}
+
+func (b *box) Closed() bool { return b.closed && b.why == nil }
+
+func (b *box) Has(n int32) bool {
+	b.shelf.mu.Lock()
+	defer b.shelf.mu.Unlock()
+	return b.parts[n] != nil
+}
+
+func (b *box) Put(_ context.Context, p pack.Part) error {
+	b.shelf.mu.Lock()
+	defer b.shelf.mu.Unlock()
+	if b.shelf.after--; b.shelf.after < 0 {
+		return b.shelf.err
+	}
+	b.puts++
+	b.parts[p.Number] = slices.Clone(p.Bytes)
+	return nil
+}
+
+func (b *box) Close(_ context.Context, parts int32, why error) error {
+	b.shelf.mu.Lock()
+	defer b.shelf.mu.Unlock()
+	b.closed, b.why, b.total = true, why, parts
+	return nil
+}
+
+// bytes joins the parts, as S3 does, and decompresses them.
+func (b *box) bytes(t testing.TB) []byte {
+	t.Helper()
+	var joined []byte
+	for n := int32(1); n <= b.total; n++ {
+		joined = append(joined, b.parts[n]...)
+	}
+	if b.item.Compression == evidence.None {
+		return joined
+	}
+	d, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	out, err := d.DecodeAll(joined, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// host is an acquirer whose memory is an image of two ranges, 36 MiB.
+func host(t *testing.T) (*Acquirer, map[uint64][]byte) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "memory.lime")
+	ranges := []lime.Range{{Start: 0x1000, End: 0x9fbff}, {Start: 0x100000, End: 0x24fffff}}
+	content := map[uint64][]byte{}
+	var image []byte
+	random := rand.NewChaCha8([32]byte{7})
+	for _, r := range ranges {
+		b := make([]byte, r.Len())
+		random.Read(b[:len(b)/2])
+		content[r.Start] = b
+		image = append(lime.AppendHeader(image, r), b...)
+	}
+	if err := os.WriteFile(path, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "var/log"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "var/log/syslog"), []byte("line\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	return &Acquirer{Memory: memory.Options{File: path}, Host: &artifact.Host{Root: root, Log: log}, Log: log}, content
+}
+
+func memoryOrder(c evidence.Compression) Order {
+	return Order{Kind: evidence.Memory, MemorySource: "file", Compression: c}
+}
+
+func silent(Progress) {}
+
+// same holds an image against the memory that it must have.
+func same(t *testing.T, image []byte, content map[uint64][]byte) {
+	t.Helper()
+	r := lime.NewReader(bytes.NewReader(image))
+	got := map[uint64][]byte{}
+	var start, end uint64
+	for {
+		rng, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rng.Start != end+1 {
+			start = rng.Start
+		}
+		end = rng.End
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[start] = append(got[start], b...)
+	}
+	if len(got) != len(content) {
+		t.Errorf("%d ranges, want %d", len(got), len(content))
+	}
+	for start, want := range content {
+		if !bytes.Equal(got[start], want) {
+			t.Errorf("the memory from %x has other bytes", start)
+		}
+	}
+}
+
+func TestTheImageIsTheMemory(t *testing.T) {
+	for _, c := range []evidence.Compression{evidence.Zstd, evidence.None} {
+		t.Run(string(c), func(t *testing.T) {
+			a, content := host(t)
+			s := newShelf()
+			var last Progress
+			r := a.Run(t.Context(), memoryOrder(c), s, func(p Progress) { last = p })
+			if r.Err != nil || r.Status != evidence.Whole || r.Source != "file" {
+				t.Fatalf("result %+v", r)
+			}
+			b := s.items["memory"]
+			same(t, b.bytes(t), content)
+			if last.Read != last.Total || last.Parts != uint32(len(b.parts)) || last.Total != 0x9ec00+0x2400000 {
+				t.Errorf("progress ended at %+v", last)
+			}
+			for n := int32(1); n < b.total; n++ {
+				if len(b.parts[n]) < evidence.MinPartBytes {
+					t.Errorf("part %d has %d bytes, S3 wants %d", n, len(b.parts[n]), evidence.MinPartBytes)
+				}
+			}
+		})
+	}
+}
+
+// TestAnInterruptedImageGoesOn loses its place after two parts; the next run
+// stores the others, and no part twice.
+func TestAnInterruptedImageGoesOn(t *testing.T) {
+	a, content := host(t)
+	s := newShelf()
+	s.after, s.err = 2, errors.New("the network is gone")
+	r := a.Run(t.Context(), memoryOrder(evidence.Zstd), s, silent)
+	if r.Status != evidence.Partial || !errors.Is(r.Err, s.err) {
+		t.Fatalf("result %+v", r)
+	}
+	if b := s.items["memory"]; !b.closed || b.why == nil || len(b.parts) != 2 {
+		t.Fatalf("closed %v (%v) with %d parts", b.closed, b.why, len(b.parts))
+	}
+	s.after = 1 << 30
+	if r := a.Run(t.Context(), memoryOrder(evidence.Zstd), s, silent); r.Err != nil || r.Status != evidence.Whole {
+		t.Fatalf("second result %+v", r)
+	}
+	b := s.items["memory"]
+	same(t, b.bytes(t), content)
+	if b.puts != int(b.total) {
+		t.Errorf("%d parts were stored %d times", b.total, b.puts)
+	}
+}
+
+func TestACancelledImageSaysWhy(t *testing.T) {
+	a, _ := host(t)
+	s := newShelf()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	r := a.Run(ctx, memoryOrder(evidence.Zstd), s, func(p Progress) {
+		if p.Read > 4<<20 {
+			cancel(errors.New("cancelled by the collector: too slow"))
+		}
+	})
+	if r.Status != evidence.Partial || r.Err == nil || !strings.Contains(r.Err.Error(), "too slow") {
+		t.Errorf("result %+v", r)
+	}
+	if b := s.items["memory"]; !b.closed || b.why == nil {
+		t.Error("the item was not closed as partial")
+	}
+}
+
+func TestArtifacts(t *testing.T) {
+	a, _ := host(t)
+	s := newShelf()
+	s.fail["routes"] = errors.New("refused: no room")
+	r := a.Run(t.Context(), Order{Kind: evidence.Volatile, Compression: evidence.Zstd}, s, silent)
+	if r.Status != evidence.Partial || !strings.Contains(r.Err.Error(), "routes") {
+		t.Errorf("result %+v; want partial, as routes could not be stored", r)
+	}
+	for _, table := range a.Host.Volatile() {
+		if b := s.items[table.Name]; table.Name != "routes" && (b == nil || !b.closed || b.why != nil) {
+			t.Errorf("table %s is not stored", table.Name)
+		}
+	}
+	if b := s.items[collection]; b == nil || !bytes.Contains(b.bytes(t), []byte(`"source":"summary"`)) {
+		t.Error("the record of the collection is not stored")
+	}
+
+	s = newShelf()
+	if r := a.Run(t.Context(), Order{Kind: evidence.Live, Compression: evidence.Zstd}, s, silent); r.Err != nil {
+		t.Fatalf("live: %+v", r)
+	}
+	if b := s.items["files"].bytes(t); !bytes.Contains(b, []byte("[root]/var/log/syslog")) {
+		t.Error("the log is not in the tar")
+	}
+}
+
+func TestAFolder(t *testing.T) {
+	a, content := host(t)
+	dir := t.TempDir()
+	f := &Folder{Dir: dir}
+	if r := a.Run(t.Context(), memoryOrder(evidence.None), f, silent); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(filepath.Join(dir, "memory", "memory.lime"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, image, content)
+	if list, err := os.ReadFile(filepath.Join(dir, "items.json")); err != nil || !bytes.Contains(list, []byte(`"status": "whole"`)) {
+		t.Errorf("items.json: %s, %v", list, err)
+	}
+	if r := a.Run(t.Context(), memoryOrder(evidence.None), &Folder{Dir: dir}, silent); r.Err == nil || !strings.Contains(r.Err.Error(), "exists") {
+		t.Errorf("a second run into the same folder: %+v", r)
+	}
+}
+
+func TestAStreamTakesOneItem(t *testing.T) {
+	a, content := host(t)
+	var out bytes.Buffer
+	s := &Stream{Out: &out}
+	if r := a.Run(t.Context(), memoryOrder(evidence.None), s, silent); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	same(t, out.Bytes(), content)
+	if r := a.Run(t.Context(), memoryOrder(evidence.None), s, silent); r.Err == nil {
+		t.Error("a second item was taken")
+	}
+}
+
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+func TestABrokenPipeEndsTheStream(t *testing.T) {
+	a, _ := host(t)
+	if r := a.Run(t.Context(), memoryOrder(evidence.None), &Stream{Out: brokenPipe{}}, silent); !errors.Is(r.Err, io.ErrClosedPipe) {
+		t.Errorf("result %+v", r)
+	}
+}
+
+// TestPlan: the parts hold the ranges, in order, each but the last of one
+// size, whatever the ranges are.
+func TestPlan(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.Uint64Range(1, 50).Draw(t, "size")
+		var ranges []lime.Range
+		next := uint64(0)
+		for range rapid.IntRange(0, 6).Draw(t, "ranges") {
+			start := next + rapid.Uint64Range(0, 9).Draw(t, "hole")
+			end := start + rapid.Uint64Range(0, 200).Draw(t, "more")
+			ranges = append(ranges, lime.Range{Start: start, End: end})
+			next = end + 2
+		}
+		parts := plan(ranges, size)
+		var all []lime.Range
+		for i, p := range parts {
+			if n := total(p); n > size || i < len(parts)-1 && n != size || n == 0 {
+				t.Fatalf("part %d of %d has %d bytes, want %d", i+1, len(parts), n, size)
+			}
+			all = append(all, p...)
+		}
+		if !slices.Equal(lime.Merge(all), lime.Merge(ranges)) || !slices.IsSortedFunc(all, func(a, b lime.Range) int { return int(int64(a.Start) - int64(b.Start)) }) {
+			t.Fatalf("parts %v of ranges %v", parts, ranges)
+		}
+	})
+}
+
+// TestBudget: never over 5 % of RAM or 256 MiB, and at most 10,000 parts.
+func TestBudget(t *testing.T) {
+	for _, tt := range []struct {
+		ram     uint64
+		part    uint64
+		workers int
+	}{
+		{256 << 20, 8 << 20, 1}, {512 << 20, 8 << 20, 2}, {1 << 30, 8 << 20, 4}, {4 << 30, 16 << 20, 8},
+		{64 << 30, 16 << 20, 8}, {200 << 30, 32 << 20, 7}, {24 << 40, 4 << 30, 1},
+	} {
+		part, workers := budget(tt.ram, 16)
+		if part != tt.part || workers != tt.workers {
+			t.Errorf("%d MiB of RAM: parts of %d MiB and %d workers, want %d and %d", tt.ram>>20, part>>20, workers, tt.part>>20, tt.workers)
+		}
+		if parts := tt.ram/part + 1; parts > evidence.MaxParts {
+			t.Errorf("%d MiB of RAM: %d parts", tt.ram>>20, parts)
+		}
+	}
+	if _, workers := budget(64<<30, 2); workers != 4 {
+		t.Errorf("%d workers on 2 processors", workers)
+	}
+}
