@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -55,6 +56,9 @@ func (s *memorySink) check(t interface{ Errorf(string, ...any) }) {
 	for i, p := range s.parts {
 		if p.Number != int32(i+1) || p.SHA256 != sha256.Sum256(p.Bytes) || len(p.Bytes) == 0 || p.Started.IsZero() || p.Ended.Before(p.Started) {
 			t.Errorf("part %d of index %d: %d bytes, hash %v, %v to %v", p.Number, i, len(p.Bytes), p.SHA256, p.Started, p.Ended)
+		}
+		if runtime.GOOS == "linux" && (p.Monotonic <= 0 || i > 0 && p.Monotonic < s.parts[i-1].Monotonic) {
+			t.Errorf("part %d began %v after the host's start", p.Number, p.Monotonic)
 		}
 		if i < len(s.parts)-1 && len(p.Bytes) < evidence.MinPartBytes {
 			t.Errorf("part %d has %d bytes, S3 wants %d", p.Number, len(p.Bytes), evidence.MinPartBytes)

@@ -27,6 +27,7 @@ type Writer struct {
 	partSize int
 	parts    int32
 	started  time.Time
+	booted   time.Duration // started, by the clock that counts from boot
 	closed   bool
 	err      error // the first; every later call gives it again
 }
@@ -44,7 +45,7 @@ func NewWriter(ctx context.Context, sink Sink, o Options) (*Writer, error) {
 		return nil, err
 	}
 	builder.Reset(1)
-	return &Writer{ctx: ctx, sink: sink, builder: builder, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now()}, nil
+	return &Writer{ctx: ctx, sink: sink, builder: builder, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now(), booted: sinceBoot()}, nil
 }
 
 // Write implements io.Writer.
@@ -85,13 +86,13 @@ func (w *Writer) send(last bool) {
 		w.err = err
 		return
 	}
-	part.Started, part.Ended = w.started, time.Now()
+	part.Started, part.Ended, part.Monotonic = w.started, time.Now(), w.booted
 	if w.err = w.sink.Put(w.ctx, part); w.err != nil {
 		return
 	}
 	w.parts++
 	w.builder.Reset(w.parts + 1)
-	w.started = time.Now()
+	w.started, w.booted = time.Now(), sinceBoot()
 }
 
 // Close sends the last part. A compressed stream of nothing is one part, an
