@@ -70,7 +70,7 @@ func newClient(uploads int, config *tls.Config) *Client {
 // the transport is still at. Its error never holds the URL.
 func (c *Client) put(ctx context.Context, g Grant, p pack.Part, stall time.Duration) (verdict, error) {
 	verdict, err := c.try(ctx, g, p, stall)
-	return verdict, withoutSecrets(err, g.URL)
+	return verdict, secretsOf(g.URL).takenOut(err)
 }
 
 func (c *Client) try(ctx context.Context, g Grant, p pack.Part, stall time.Duration) (verdict, error) {
@@ -96,7 +96,7 @@ func (c *Client) try(ctx context.Context, g Grant, p pack.Part, stall time.Durat
 	if response.StatusCode == http.StatusOK && !l.read() {
 		return again, errors.New("the server says stored before it was sent everything")
 	}
-	return judge(response.StatusCode, answer)
+	return judge(response.StatusCode, answer, secretsOf(g.URL))
 }
 
 // newRequest makes the granted request. The transport may begin it anew, on
@@ -123,8 +123,9 @@ func newRequest(ctx context.Context, g Grant, l *loan) (*http.Request, error) {
 }
 
 // judge reads S3's answer. Source: Amazon S3 API Reference, "Error
-// responses".
-func judge(code int, answer []byte) (verdict, error) {
+// responses". What it quotes of the answer is cut, so the secrets are taken
+// out before: half a secret would not be found.
+func judge(code int, answer []byte, s secrets) (verdict, error) {
 	if code == http.StatusOK {
 		return stored, nil
 	}
@@ -133,7 +134,7 @@ func judge(code int, answer []byte) (verdict, error) {
 		Message string `xml:"Message"`
 	}
 	_ = xml.Unmarshal(answer, &document) // what is no XML has no code
-	err := fmt.Errorf("S3 answers %d %.60q %.200q", code, document.Code, document.Message)
+	err := fmt.Errorf("S3 answers %d %.60q %.200q", code, s.hide(document.Code), s.hide(document.Message))
 	switch document.Code {
 	case "RequestTimeout", "SlowDown":
 		return again, err
@@ -149,27 +150,38 @@ func judge(code int, answer []byte) (verdict, error) {
 	return final, err
 }
 
-// withoutSecrets takes what signs the URL out of an error: an error document
-// or a proxy may say it back.
-func withoutSecrets(err error, rawURL string) error {
-	if err == nil {
-		return nil
-	}
-	secrets := []string{rawURL}
-	if u, parseErr := url.Parse(rawURL); parseErr == nil && u.RawQuery != "" {
-		secrets = append(secrets, u.RequestURI(), u.RawQuery)
+// secrets are the texts that nobody may be told: a URL, and what signs it.
+type secrets []string
+
+func secretsOf(rawURL string) secrets {
+	s := secrets{rawURL}
+	if u, err := url.Parse(rawURL); err == nil && u.RawQuery != "" {
+		s = append(s, u.RequestURI(), u.RawQuery)
 		for _, name := range []string{"X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"} {
-			secrets = append(secrets, u.Query().Get(name), url.QueryEscape(u.Query().Get(name)))
+			s = append(s, u.Query().Get(name), url.QueryEscape(u.Query().Get(name)))
 		}
 	}
-	text := err.Error()
-	for _, secret := range secrets {
+	return s
+}
+
+// hide takes the secrets out of a text.
+func (s secrets) hide(text string) string {
+	for _, secret := range s {
 		if len(secret) > 0 {
 			text = strings.ReplaceAll(text, secret, "…")
 		}
 	}
-	if text == err.Error() {
-		return err
+	return text
+}
+
+// takenOut gives an error without the secrets: an error document or a proxy
+// may say them back.
+func (s secrets) takenOut(err error) error {
+	if err == nil {
+		return nil
 	}
-	return errors.New(text)
+	if text := s.hide(err.Error()); text != err.Error() {
+		return errors.New(text)
+	}
+	return err
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/pack"
@@ -49,10 +50,19 @@ type Options struct {
 	Log    *slog.Logger  // nil discards
 }
 
+// Stats is what an Uploader has done so far.
+type Stats struct {
+	Parts   uint64 // stored, those that were stored already included
+	Bytes   uint64 // of those parts
+	Retries uint64 // tries that did not store their part, the last of a refused one excepted
+}
+
 // Uploader stores parts. It may be used from several goroutines.
 type Uploader struct {
 	granter Granter
 	options Options
+
+	parts, bytes, retries atomic.Uint64
 }
 
 // New returns an Uploader that asks a Granter.
@@ -69,6 +79,17 @@ func New(g Granter, o Options) *Uploader {
 	return &Uploader{granter: g, options: o}
 }
 
+// Stats tells what was done so far. It may be called at any time.
+func (u *Uploader) Stats() Stats {
+	return Stats{Parts: u.parts.Load(), Bytes: u.bytes.Load(), Retries: u.retries.Load()}
+}
+
+// done counts a part that is stored.
+func (u *Uploader) done(p pack.Part) {
+	u.parts.Add(1)
+	u.bytes.Add(uint64(len(p.Bytes)))
+}
+
 // Put stores a part. On return without an error S3 has acknowledged it, by
 // its hash. It gives up when ctx ends, or when it is refused. On return, with
 // an error or without, nothing reads the part's bytes any more.
@@ -80,6 +101,7 @@ func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 			return fmt.Errorf("cannot get grant for part %d: %w", p.Number, err)
 		}
 		if grant.Stored {
+			u.done(p)
 			return nil
 		}
 		if err := check(grant); err != nil {
@@ -88,6 +110,7 @@ func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 		verdict, err := u.options.Client.put(ctx, grant, p, u.options.Stall)
 		switch verdict {
 		case stored:
+			u.done(p)
 			return nil
 		case final:
 			return fmt.Errorf("cannot store part %d: %w: %w", p.Number, ErrRefused, err)
@@ -101,11 +124,12 @@ func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("cannot store part %d: %w (last: %w)", p.Number, context.Cause(ctx), err)
 		}
+		u.retries.Add(1)
 		u.options.Log.Warn("part not stored yet, will try again", "part", p.Number, "bytes", len(p.Bytes), "error", err)
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("cannot store part %d: %w (last: %w)", p.Number, context.Cause(ctx), err)
-		case <-time.After(wait/2 + rand.N(wait/2)):
+		case <-time.After(rand.N(wait)): // full jitter: many agents do not come back at once
 		}
 		wait = min(2*wait, lastBackoff)
 	}

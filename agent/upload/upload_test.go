@@ -527,7 +527,7 @@ func FuzzJudge(f *testing.F) {
 	f.Add(403, []byte("<Error><Code>AccessDenied</Code><Message>x</Message></Error>"))
 	f.Add(500, []byte("<Error><Code>\x1b\n</Code>"))
 	f.Fuzz(func(t *testing.T, code int, answer []byte) {
-		v, err := judge(code, answer)
+		v, err := judge(code, answer, nil)
 		if (v == stored) != (code == 200) || (v == stored) != (err == nil) {
 			t.Errorf("judge(%d) = %v, %v", code, v, err)
 		}
