@@ -52,6 +52,12 @@ func newS3(t *testing.T, faults ...fault) *s3 {
 	s := &s3{faults: faults, stored: map[string][]byte{}}
 	s.Server = httptest.NewUnstartedServer(s)
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if tcp, ok := c.(*tls.Conn).NetConn().(*net.TCPConn); ok {
+			_ = tcp.SetReadBuffer(64 << 10) // as little as a slow network holds
+		}
+		return ctx
+	}
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
@@ -169,19 +175,19 @@ func TestUploadBearsTheNetwork(t *testing.T) {
 				if _, err := io.CopyN(&all, r.Body, partBytes/16); err != nil {
 					break
 				}
-				time.Sleep(50 * time.Millisecond) // 800 ms in all
+				time.Sleep(200 * time.Millisecond) // 3.2 s in all
 			}
 			r.Body = io.NopCloser(&all)
 			s.store(w, r)
-		}}, stall: 400 * time.Millisecond, tries: 1},
+		}}, stall: 1500 * time.Millisecond, tries: 1},
 		{name: "it stands still in the middle", faults: []fault{func(_ *s3, _ http.ResponseWriter, r *http.Request) {
 			_, _ = io.CopyN(io.Discard, r.Body, 1<<20)
-			time.Sleep(600 * time.Millisecond) // the server notices no cancel while a body waits
-		}}, stall: 300 * time.Millisecond, tries: 2, says: "no byte moved for 300ms"},
+			time.Sleep(2 * time.Second) // the server notices no cancel while a body waits
+		}}, stall: time.Second, tries: 2, says: "no byte moved for 1s"},
 		{name: "it stands still after the end", faults: []fault{func(_ *s3, _ http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			<-r.Context().Done()
-		}}, stall: 300 * time.Millisecond, tries: 2, says: "no byte moved"},
+		}}, stall: time.Second, tries: 2, says: "no byte moved"},
 		{name: "a byte is flipped on the way", faults: []fault{func(s *s3, w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			body[len(body)/2] ^= 1
