@@ -1,0 +1,278 @@
+package desk
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/collector/custody"
+	"github.com/quicklime-ir/quicklime/collector/docket"
+	"github.com/quicklime-ir/quicklime/collector/locker"
+	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+const victim = "i-0123456789abcdef0"
+
+type nowhere struct{}
+
+func (nowhere) Put(context.Context, string, []byte) (locker.Object, error) {
+	return locker.Object{}, nil
+}
+
+type idle struct{}
+
+func (idle) Agents() []*wire.AttachedAgent {
+	return []*wire.AttachedAgent{{Id: "spiffe://q/ec2/1", Hello: &wire.Hello{Hostname: "evil\x1b[2Jhost", MemorySources: []*wire.SourceVerdict{{Source: "kcore", Usable: true}, {Source: "lime", Reason: "no_module"}}}}}
+}
+
+func (idle) Progress(string) []*wire.Progress {
+	return []*wire.Progress{{Doing: "memory", BytesRead: 1 << 20, BytesTotal: 2 << 30, BytesStored: 512, PartsStored: 1}}
+}
+
+// open serves a desk and gives a client of it.
+func open(t *testing.T) *Client {
+	t.Helper()
+	data := t.TempDir()
+	d := &Desk{Fleet: idle{}, Log: slog.New(slog.DiscardHandler), Docket: docket.New(docket.Config{Store: store.Memory(), Bucket: nowhere{},
+		Threshold: 7, Steps: []string{"contain"}, RecordSteps: []string{"notify"}, Log: slog.New(slog.DiscardHandler), Now: time.Now})}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- d.Serve(ctx, SocketPath(data)) }()
+	t.Cleanup(func() { cancel(); <-served })
+	for range 1000 {
+		if info, err := os.Stat(SocketPath(data)); err == nil && info.Mode().Perm() == 0o600 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	c, err := Dial(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func event() []byte {
+	raw, err := os.ReadFile("../finding/testdata/instance.json")
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func TestOperators(t *testing.T) {
+	c, ctx := open(t), t.Context()
+	if _, err := c.Trigger(ctx, []byte("{")); err == nil {
+		t.Error("a malformed finding was taken")
+	}
+	if _, err := c.Trigger(ctx, make([]byte, maxEvent+1)); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("a finding that is too large: %v", err)
+	}
+	ids, err := c.Trigger(ctx, event())
+	if err != nil || len(ids) != 1 {
+		t.Fatalf("cases %v, %v", ids, err)
+	}
+	all, err := c.Cases(ctx)
+	if err != nil || len(all) != 1 || all[0].ID != ids[0] || all[0].Findings[0].Raw != nil {
+		t.Errorf("cases %+v, %v", all, err)
+	}
+	one, progress, err := c.Case(ctx, ids[0])
+	if err != nil || !bytes.Equal(one.Findings[0].Raw, event()) || len(progress) != 1 {
+		t.Errorf("case %+v, %v, %v; want the finding to the byte", one, progress, err)
+	}
+	if _, _, err := c.Case(ctx, "nope"); err == nil || !strings.Contains(err.Error(), "no such case") {
+		t.Errorf("a case that is not there: %v", err)
+	}
+	if err := c.CloseCase(ctx, ids[0], ""); err == nil || !strings.Contains(err.Error(), "reason") {
+		t.Errorf("closing without a reason: %v", err)
+	}
+	if err := c.CloseCase(ctx, ids[0], "x"); err == nil || !strings.Contains(err.Error(), "running") {
+		t.Errorf("closing a running case: %v", err)
+	}
+	agents, err := c.Agents(ctx)
+	var out bytes.Buffer
+	if err != nil || PrintAgents(&out, agents) != nil || !strings.Contains(out.String(), "kcore:ok lime:no_module") {
+		t.Errorf("%s, %v", out.String(), err)
+	}
+	if strings.Contains(out.String(), "\x1b") {
+		t.Error("an agent's escape sequence reaches the terminal")
+	}
+}
+
+func TestPrintCase(t *testing.T) {
+	c := casefile.Case{ID: "c1", Act: true, State: casefile.Ended, Instance: evidence.Instance{ID: victim},
+		Findings:   []casefile.Finding{{Type: "T", Title: "bad\ntitle\x1b[31m", Severity: 8}},
+		Steps:      []casefile.Step{{Name: "memory", Outcome: casefile.Partly, Detail: "agent lost"}, {Name: "contain", Outcome: casefile.Done}},
+		Items:      []evidence.Item{{Key: "cases/c1/x", Status: evidence.Partial, Size: 3 << 20}},
+		Image:      &evidence.Image{ID: "ami-1", State: "available", Snapshots: []string{"snap-1"}},
+		Interfaces: []evidence.Interface{{ID: "eni-1", Before: []string{"sg-1", "sg-2"}, After: []string{"sg-9"}}},
+		Missing:    []evidence.Missing{{Kind: evidence.Memory, Reason: "agent lost"}}, Manifest: &casefile.Manifest{Key: "cases/c1/manifest.sig"}}
+	var out bytes.Buffer
+	if err := PrintCase(&out, c, idle{}.Progress("")); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"partial", "agent lost", "3.0 MiB", "sg-1 sg-2", "sg-9", "ami-1", "snap-1", "1.0 MiB of 2.0 GiB read, 512 B stored in 1 parts", "manifest.sig"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "\x1b") || strings.Contains(out.String(), "bad\ntitle") {
+		t.Error("a finding's control characters reach the terminal")
+	}
+	if err := PrintCases(io.Discard, []casefile.Case{c}); err != nil {
+		t.Error(err)
+	}
+}
+
+// sealed writes a case's objects into a folder, as the bucket would hold
+// them, and gives the key by which they verify.
+func sealed(t *testing.T) (dir string, key *custody.Key) {
+	t.Helper()
+	dir = t.TempDir()
+	put := func(name string, body []byte) {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, body, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	table := []byte("{\"pid\":1}\n")
+	part := evidence.Part{Number: 1, Size: uint64(len(table)), SHA256: sha256.Sum256(table), RawSize: uint64(len(table))}
+	item := evidence.Item{Kind: evidence.Volatile, Name: "processes", Format: evidence.JSONL, Compression: evidence.None, Status: evidence.Whole,
+		Key: "cases/c1/" + victim + "/volatile/processes.jsonl", Size: part.Size, Parts: []evidence.Part{part}, SHA256: evidence.Composite([]evidence.Part{part})}
+	put(item.Key, table)
+	var head evidence.JournalHead
+	for n := 1; n <= 3; n++ {
+		var raw []byte
+		var err error
+		if raw, head, err = custody.Next(head, time.Now(), map[string]int{"n": n}); err != nil {
+			t.Fatal(err)
+		}
+		put(locker.JournalKey("c1", victim, n), raw)
+	}
+	key, err := custody.NewKey(filepath.Join(t.TempDir(), "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	envelope, err := custody.Seal(t.Context(), key, evidence.Manifest{Case: "c1", Instance: evidence.Instance{ID: victim}, Items: []evidence.Item{item}, Journal: head})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, payload, err := custody.Open(envelope, key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(locker.SignatureKey("c1", victim), envelope)
+	put(locker.ManifestKey("c1", victim), payload)
+	return dir, key
+}
+
+func TestProve(t *testing.T) {
+	base := "cases/c1/" + victim + "/"
+	tests := []struct {
+		name   string
+		damage func(t *testing.T, dir string)
+		want   string // in what is printed; "" for proven
+	}{
+		{"an untouched copy", func(*testing.T, string) {}, ""},
+		{"a table with another byte", rewrite(base+"volatile/processes.jsonl", "{\"pid\":2}\n"), "NOT PROVEN"},
+		{"a table that is gone", remove(base + "volatile/processes.jsonl"), "NOT PROVEN"},
+		{"a manifest that says something else", rewrite(base+"manifest.json", "{}"), "manifest.json is not what"},
+		{"a journal with an entry less", remove(base + "journal/000003.json"), "the manifest saw 3"},
+		{"a journal with an entry changed", rewrite(base+"journal/000002.json", "{}"), "PROBLEM   journal"},
+		{"a signature that is none", rewrite(base+"manifest.sig", "{}"), "PROBLEM   manifest"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, key := sealed(t)
+			tt.damage(t, dir)
+			folder, err := OpenFolder(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer folder.Close()
+			proofs, err := Prove(t.Context(), folder, key.Public(), "c1")
+			if err != nil || len(proofs) != 1 {
+				t.Fatalf("proofs %+v, %v", proofs, err)
+			}
+			var out bytes.Buffer
+			if err := proofs[0].WriteText(&out); err != nil {
+				t.Fatal(err)
+			}
+			if proofs[0].OK() != (tt.want == "") || !strings.Contains(out.String(), tt.want) {
+				t.Errorf("want %q in\n%s", tt.want, out.String())
+			}
+		})
+	}
+}
+
+func rewrite(name, text string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func remove(name string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestWhatIsNotListedIsNamed(t *testing.T) {
+	dir, key := sealed(t)
+	rewrite("cases/c1/"+victim+"/extra.bin", "x")(t, dir)
+	folder, err := OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	proofs, err := Prove(t.Context(), folder, key.Public(), "")
+	if err != nil || len(proofs) != 1 || fmt.Sprint(proofs[0].Unlisted) != "[cases/c1/"+victim+"/extra.bin]" {
+		t.Errorf("proofs %+v, %v", proofs, err)
+	}
+	if _, err := Prove(t.Context(), folder, key.Public(), "c2"); !errors.Is(err, ErrNotProven) {
+		t.Errorf("a case that is not there: %v", err)
+	}
+}
+
+func TestNoKeyLeadsOutOfTheFolder(t *testing.T) {
+	folder, err := OpenFolder(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	for _, key := range []string{"../secret", "/etc/passwd", "a/../../b"} {
+		if r, err := folder.Open(t.Context(), key); err == nil {
+			r.Close()
+			t.Errorf("%s was opened", key)
+		}
+	}
+}
+
+func FuzzPlain(f *testing.F) {
+	f.Add("a\x1b[2Jb\nc\"d\xff")
+	f.Fuzz(func(t *testing.T, s string) {
+		if strings.ContainsFunc(Plain(s), func(r rune) bool { return r < 0x20 || r == 0x7f || r >= 0x80 && r < 0xa0 }) {
+			t.Fatalf("%q has control characters", Plain(s))
+		}
+	})
+}
