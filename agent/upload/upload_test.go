@@ -183,10 +183,12 @@ func TestUploadBearsTheNetwork(t *testing.T) {
 		{name: "it stands still in the middle", faults: []fault{func(_ *s3, _ http.ResponseWriter, r *http.Request) {
 			_, _ = io.CopyN(io.Discard, r.Body, 1<<20)
 			time.Sleep(2 * time.Second) // the server notices no cancel while a body waits
+			panic(http.ErrAbortHandler)
 		}}, stall: time.Second, tries: 2, says: "no byte moved for 1s"},
 		{name: "it stands still after the end", faults: []fault{func(_ *s3, _ http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			<-r.Context().Done()
+			panic(http.ErrAbortHandler) // to return would be to say 200
 		}}, stall: time.Second, tries: 2, says: "no byte moved"},
 		{name: "a byte is flipped on the way", faults: []fault{func(s *s3, w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
