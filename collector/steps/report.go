@@ -48,6 +48,11 @@ func (s *Story) report(ctx context.Context, run *playbook.Run) error {
 	if err != nil {
 		return playbook.Again{Err: err}
 	}
+	return s.Notifier.Notify(ctx, reportOf(c))
+}
+
+// reportOf is the report of a case; what is worst stands in its title.
+func reportOf(c casefile.Case) notify.Message {
 	m := notify.Message{Title: "Case of " + c.Instance.ID + ": evidence is whole, instance is isolated", Colour: notify.Green}
 	if problems := problemsOf(c); problems != "" {
 		m.Title, m.Colour = "Case of "+c.Instance.ID+": ended, but not all is well", notify.Amber
@@ -73,7 +78,7 @@ func (s *Story) report(ctx context.Context, run *playbook.Run) error {
 		m.Fields = append(m.Fields, notify.Field{Name: "Manifest", Value: c.Manifest.Key})
 	}
 	m.Fields = append(m.Fields, notify.Field{Name: "What isolation does not stop", Value: isolationLimits})
-	return s.Notifier.Notify(ctx, m)
+	return m
 }
 
 func containedIn(c casefile.Case) bool {
