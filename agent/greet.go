@@ -2,15 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quicklime-ir/quicklime/agent/memory"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
@@ -22,7 +21,7 @@ type greeter struct {
 }
 
 func newGreeter(ctx context.Context, version string, options memory.Options) (*greeter, error) {
-	sum, err := binarySum()
+	self, err := evidence.ThisProgram("quicklime-agent", version)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +29,7 @@ func newGreeter(ctx context.Context, version string, options memory.Options) (*g
 	if err != nil {
 		return nil, fmt.Errorf("cannot learn own host name: %w", err)
 	}
-	h := &wire.Hello{AgentVersion: version, BinarySha256: sum, Hostname: hostname,
+	h := &wire.Hello{AgentVersion: version, BinarySha256: self.SHA256[:], Hostname: hostname,
 		KernelRelease: firstLine("/proc/sys/kernel/osrelease"), KernelVersion: firstLine("/proc/version"),
 		BootId: firstLine("/proc/sys/kernel/random/boot_id")}
 	if iomem, err := os.Open("/proc/iomem"); err == nil {
@@ -55,21 +54,6 @@ func (g *greeter) greet() *wire.Hello {
 	}
 	g.hello.WallClock = timestamppb.Now()
 	return g.hello
-}
-
-// binarySum is the SHA-256 of the program that runs, also where its file has
-// been replaced since.
-func binarySum() ([]byte, error) {
-	f, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return nil, fmt.Errorf("cannot hash own binary: %w", err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return nil, fmt.Errorf("cannot hash own binary: %w", err)
-	}
-	return h.Sum(nil), nil
 }
 
 // firstLine reads a short file of /proc; one that cannot be read is empty.

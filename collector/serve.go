@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -135,7 +133,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if err != nil {
 		return nil, err
 	}
-	self, err := self()
+	self, err := evidence.ThisProgram("quicklime-collector", version)
 	if err != nil {
 		return nil, err
 	}
@@ -218,20 +216,4 @@ func (c *serveCmd) notifier(log *slog.Logger) (notify.Notifier, error) {
 		return nil, fmt.Errorf("cannot read Discord webhook: %w", err)
 	}
 	return notify.New(strings.TrimSpace(string(url)), log)
-}
-
-// self names this program by the hash of its own binary.
-func self() (evidence.Software, error) {
-	s := evidence.Software{Name: "quicklime-collector", Version: version}
-	f, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return s, fmt.Errorf("cannot hash own binary: %w", err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return s, fmt.Errorf("cannot hash own binary: %w", err)
-	}
-	h.Sum(s.SHA256[:0])
-	return s, nil
 }

@@ -16,11 +16,7 @@ import (
 // group, which has no rule. The groups before are in the case, and on each
 // interface as a tag, before any is changed.
 func (s *Story) contain(ctx context.Context, run *playbook.Run) error {
-	c, err := run.Case(ctx)
-	if err != nil {
-		return playbook.Again{Err: err}
-	}
-	ec2, err := s.ec2(c)
+	c, ec2, err := s.open(ctx, run)
 	if err != nil {
 		return err
 	}

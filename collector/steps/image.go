@@ -13,11 +13,7 @@ import (
 // the step verify waits for the copying to end, so that containment need
 // not.
 func (s *Story) image(ctx context.Context, run *playbook.Run) error {
-	c, err := run.Case(ctx)
-	if err != nil {
-		return playbook.Again{Err: err}
-	}
-	ec2, err := s.ec2(c)
+	c, ec2, err := s.open(ctx, run)
 	if err != nil {
 		return err
 	}

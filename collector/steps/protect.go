@@ -10,11 +10,7 @@ import (
 // protect looks the instance up, and turns on its termination protection, so
 // that a long capture is not cut short; how it was before is kept.
 func (s *Story) protect(ctx context.Context, run *playbook.Run) error {
-	c, err := run.Case(ctx)
-	if err != nil {
-		return playbook.Again{Err: err}
-	}
-	ec2, err := s.ec2(c)
+	c, ec2, err := s.open(ctx, run)
 	if err != nil {
 		return err
 	}

@@ -101,6 +101,16 @@ func Names(steps []playbook.Step) []string {
 	return out
 }
 
+// open gives the case as it stands, and the API for its instance.
+func (s *Story) open(ctx context.Context, run *playbook.Run) (casefile.Case, *cloud.EC2, error) {
+	c, err := run.Case(ctx)
+	if err != nil {
+		return c, nil, playbook.Again{Err: err}
+	}
+	api, err := s.ec2(c)
+	return c, api, err
+}
+
 // ec2 gives the API for a case's instance, if the collector may act there.
 func (s *Story) ec2(c casefile.Case) (*cloud.EC2, error) {
 	if c.Instance.Account != s.Account {

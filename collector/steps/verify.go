@@ -17,11 +17,7 @@ import (
 // object's hash and size from S3, the AMI's state. What does not hold is
 // named; an answer of 200 to an earlier call proves nothing.
 func (s *Story) verify(ctx context.Context, run *playbook.Run) error {
-	c, err := run.Case(ctx)
-	if err != nil {
-		return playbook.Again{Err: err}
-	}
-	ec2, err := s.ec2(c)
+	c, ec2, err := s.open(ctx, run)
 	if err != nil {
 		return err
 	}
