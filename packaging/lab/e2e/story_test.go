@@ -35,7 +35,7 @@ func contained(t *testing.T, w *world.World, instance string) {
 			continue
 		}
 		at := slices.IndexFunc(s.Groups, func(g emulator.GroupState) bool { return slices.Equal(i.Groups, []string{g.ID}) })
-		if at < 0 || s.Groups[at].Ingress+s.Groups[at].Egress > 0 || i.Tags["quicklime:previous-groups"] == "" {
+		if at < 0 || len(s.Groups[at].Ingress)+len(s.Groups[at].Egress) > 0 || i.Tags["quicklime:previous-groups"] == "" {
 			t.Errorf("interface %+v is not isolated, or has no record of its groups", i)
 		}
 	}

@@ -1,247 +1,262 @@
 package emulator
 
 import (
+	"cmp"
+	"crypto/rand"
+	"fmt"
 	"maps"
+	"regexp"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 )
 
-// account is the state of EC2. The groups of an instance are those of its
-// interfaces: there is one truth. The emulator's mutex guards it.
-type account struct {
-	cfg       Config
-	instances []*instance
-	groups    []*group
-	images    []*image
-	snapshots []*snapshot
-	missed    map[string]int // how often a describe still misses a new id
+const maxTags = 50 // of one resource
+
+var accountID = regexp.MustCompile(`^\d{12}$`)
+
+// resource is a kind of thing with ids, and EC2's codes for wrong ones.
+// Source: EC2 API reference, "Error codes for the Amazon EC2 API".
+type resource struct{ prefix, malformed, notFound string }
+
+var (
+	anInstance  = resource{"i-", "InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound"}
+	anInterface = resource{"eni-", "InvalidNetworkInterfaceId.Malformed", "InvalidNetworkInterfaceID.NotFound"}
+	aGroup      = resource{"sg-", "InvalidGroupId.Malformed", "InvalidGroup.NotFound"}
+	anImage     = resource{"ami-", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound"}
+	aSnapshot   = resource{"snap-", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound"}
+	aVolume     = resource{"vol-", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound"}
+	aVPC        = resource{"vpc-", "InvalidVpcID.Malformed", "InvalidVpcID.NotFound"}
+	aSubnet     = resource{"subnet-", "InvalidSubnetID.Malformed", "InvalidSubnetID.NotFound"}
+)
+
+var hexadecimal = regexp.MustCompile(`^([0-9a-f]{8}|[0-9a-f]{17})$`)
+
+func (r resource) wellFormed(id string) bool {
+	digits, ok := strings.CutPrefix(id, r.prefix)
+	return ok && hexadecimal.MatchString(digits)
 }
 
-type instance struct {
-	Instance
-	launched   time.Time
-	protected  bool
-	shutdown   string
+func (r resource) missing(id string) *Error {
+	return refuse(r.notFound, "the id '%.100s' does not exist", id)
+}
+
+// newID gives an id with 17 random hexadecimal digits.
+func (r resource) newID() string {
+	var b [9]byte
+	_, _ = rand.Read(b[:]) // never fails, says crypto/rand
+	return r.prefix + fmt.Sprintf("%x", b)[:17]
+}
+
+// newUUID gives a random UUID. Source: RFC 9562, section 5.4.
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails, says crypto/rand
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// account is everything that EC2 knows.
+type account struct {
+	cfg      *Config
+	counters *counters
+	now      func() time.Time
+
+	mu         sync.Mutex
+	instances  []*machine // under mu, and all below it
 	interfaces []*face
-	tags       map[string]string
+	groups     []*group
+	images     []*image
+	snapshots  []*snapshot
+	volumes    map[string]string            // instance by volume
+	tags       map[string]map[string]string // by resource id
+	unseen     map[string]int               // by id: how many calls still miss it
+}
+
+type machine struct {
+	Instance
+	protected bool   // termination protection
+	shutdown  string // stop or terminate
 }
 
 type face struct {
 	Interface
-	instance *instance
-	tags     map[string]string
+	instance, vpc, az string
+	index             int
+	description       string
+	sourceDestCheck   bool
 }
 
-type group struct {
-	id, name, description, vpc string
-	ingress, egress            []rule
-	tags                       map[string]string
-}
-
-// rule is one protocol and one range of addresses.
-type rule struct{ protocol, cidr, cidr6, from, to string }
-
-type image struct {
-	id, name, description, instance string
-	made                            time.Time
-	noReboot                        bool
-	snapshots                       []*snapshot
-	tags                            map[string]string
-}
-
-type snapshot struct {
-	id, volume string
-	made       time.Time
-	tags       map[string]string
-}
-
-func newAccount(cfg Config) *account {
-	c := &account{cfg: cfg, missed: map[string]int{}}
-	for _, spec := range cfg.Instances {
-		i := &instance{Instance: spec, launched: time.Now().Add(-time.Hour), shutdown: "terminate", tags: map[string]string{"Name": "victim"}}
-		for _, f := range spec.Interfaces {
-			i.interfaces = append(i.interfaces, &face{Interface: f, instance: i, tags: map[string]string{}})
-			for _, id := range f.Groups {
-				c.ensureGroup(id, spec.VPC)
-			}
+func newAccount(cfg *Config, counters *counters) (*account, error) {
+	a := &account{cfg: cfg, counters: counters, now: time.Now,
+		volumes: map[string]string{}, tags: map[string]map[string]string{}, unseen: map[string]int{}}
+	for _, i := range cfg.Instances {
+		if err := a.launch(i); err != nil {
+			return nil, fmt.Errorf("cannot place instance %q: %w", i.ID, err)
 		}
-		c.instances = append(c.instances, i)
 	}
-	return c
+	return a, nil
 }
 
-// ensureGroup makes a group that an instance was launched with: a web
-// server's, with its rules.
-func (c *account) ensureGroup(id, vpc string) {
-	if c.group(id) == nil {
-		c.groups = append(c.groups, &group{id: id, name: "launched-" + id, description: "as launched", vpc: vpc, tags: map[string]string{},
-			ingress: []rule{{protocol: "tcp", cidr: "0.0.0.0/0", from: "443", to: "443"}},
-			egress:  []rule{{protocol: "-1", cidr: "0.0.0.0/0"}}})
+// launch puts an instance of the configuration into the account.
+func (a *account) launch(i Instance) error {
+	i.Type, i.Architecture, i.State = cmp.Or(i.Type, "m5.large"), cmp.Or(i.Architecture, "x86_64"), cmp.Or(i.State, "running")
+	if i.LaunchTime.IsZero() {
+		i.LaunchTime = a.now().Add(-time.Hour)
 	}
+	if len(i.Interfaces) == 0 {
+		i.Interfaces = []Interface{{ID: anInterface.newID(), PrivateIP: i.PrivateIP}}
+	}
+	if err := checkIDs(i); err != nil {
+		return err
+	}
+	if a.instance(i.ID) != nil {
+		return fmt.Errorf("it is there twice")
+	}
+	i.Volumes, i.Interfaces = slices.Clone(i.Volumes), slices.Clone(i.Interfaces)
+	for n, f := range i.Interfaces {
+		f.Subnet = cmp.Or(f.Subnet, i.Subnet)
+		if err := a.attach(i, n, f); err != nil {
+			return err
+		}
+	}
+	for _, v := range i.Volumes {
+		if a.volumes[v] != "" {
+			return fmt.Errorf("volume %s is attached twice", v)
+		}
+		a.volumes[v] = i.ID
+	}
+	a.instances = append(a.instances, &machine{Instance: i, shutdown: "terminate"})
+	for key, value := range i.Tags {
+		if err := checkTag(key, value); err != nil {
+			return err
+		}
+	}
+	return a.tag(i.ID, i.Tags)
 }
 
-func find[T any](list []*T, is func(*T) bool) *T {
-	if i := slices.IndexFunc(list, is); i >= 0 {
-		return list[i]
+func (a *account) attach(i Instance, index int, f Interface) error {
+	if a.face(f.ID) != nil {
+		return fmt.Errorf("interface %s is attached twice", f.ID)
 	}
+	f.Groups = slices.Clone(f.Groups)
+	if len(f.Groups) == 0 {
+		f.Groups = []string{a.defaultGroup(i.VPC)}
+	}
+	for _, id := range f.Groups {
+		if g := a.group(id); g == nil {
+			a.groups = append(a.groups, &group{id: id, name: "lab-" + id, description: "of the lab", vpc: i.VPC, out: []permission{everywhere}})
+		} else if g.vpc != i.VPC {
+			return fmt.Errorf("group %s is in %s and %s", id, g.vpc, i.VPC)
+		}
+	}
+	a.interfaces = append(a.interfaces, &face{Interface: f, instance: i.ID, vpc: i.VPC, az: i.AZ, index: index, sourceDestCheck: true})
 	return nil
 }
 
-func (c *account) instance(id string) *instance {
-	return find(c.instances, func(i *instance) bool { return i.ID == id })
+func (a *account) defaultGroup(vpc string) string {
+	for _, g := range a.groups {
+		if g.vpc == vpc && g.name == "default" {
+			return g.id
+		}
+	}
+	g := &group{id: aGroup.newID(), name: "default", description: "default VPC security group", vpc: vpc, out: []permission{everywhere}}
+	g.in = []permission{{protocol: "-1", from: -1, to: -1, kind: fromGroup, target: g.id}}
+	a.groups = append(a.groups, g)
+	return g.id
 }
 
-func (c *account) group(id string) *group {
-	return find(c.groups, func(g *group) bool { return g.id == id })
-}
-
-func (c *account) image(id string) *image {
-	return find(c.images, func(i *image) bool { return i.id == id })
-}
-
-func (c *account) face(id string) *face {
-	return find(c.faces(), func(f *face) bool { return f.ID == id })
-}
-
-func (c *account) faces() []*face {
-	var out []*face
-	for _, i := range c.instances {
-		out = append(out, i.interfaces...)
+func checkIDs(i Instance) error {
+	type named struct {
+		kind resource
+		id   string
 	}
-	return out
-}
-
-// tagsOf gives the tags of any resource, nil where there is none.
-func (c *account) tagsOf(id string) map[string]string {
-	if i := c.instance(id); i != nil {
-		return i.tags
+	all := []named{{anInstance, i.ID}, {aVPC, i.VPC}, {aSubnet, i.Subnet}, {anImage, i.ImageID}}
+	for _, v := range i.Volumes {
+		all = append(all, named{aVolume, v})
 	}
-	if f := c.face(id); f != nil {
-		return f.tags
-	}
-	if g := c.group(id); g != nil {
-		return g.tags
-	}
-	if i := c.image(id); i != nil {
-		return i.tags
-	}
-	if s := find(c.snapshots, func(s *snapshot) bool { return s.id == id }); s != nil {
-		return s.tags
-	}
-	return nil
-}
-
-// hidden counts a describe that misses a new id, as EC2 is eventually
-// consistent.
-func (c *account) hidden(id string) bool {
-	if c.missed[id] <= 0 {
-		return false
-	}
-	c.missed[id]--
-	return true
-}
-
-// groupsOf gives the groups of all interfaces of an instance.
-func (i *instance) groupsOf() []string {
-	var out []string
-	for _, f := range i.interfaces {
+	for _, f := range i.Interfaces {
+		all = append(all, named{anInterface, f.ID}, named{aSubnet, cmp.Or(f.Subnet, i.Subnet)})
 		for _, g := range f.Groups {
-			if !slices.Contains(out, g) {
-				out = append(out, g)
-			}
+			all = append(all, named{aGroup, g})
+		}
+	}
+	for _, n := range all {
+		if !n.kind.wellFormed(n.id) {
+			return fmt.Errorf("%q is not %s and 8 or 17 hexadecimal digits", n.id, n.kind.prefix)
+		}
+	}
+	return nil
+}
+
+func (a *account) instance(id string) *machine {
+	return find(a.instances, func(m *machine) bool { return m.ID == id })
+}
+func (a *account) face(id string) *face {
+	return find(a.interfaces, func(f *face) bool { return f.ID == id })
+}
+func (a *account) group(id string) *group {
+	return find(a.groups, func(g *group) bool { return g.id == id })
+}
+func (a *account) image(id string) *image {
+	return find(a.images, func(i *image) bool { return i.id == id })
+}
+func (a *account) snapshot(id string) *snapshot {
+	return find(a.snapshots, func(s *snapshot) bool { return s.id == id })
+}
+
+func find[T any](all []*T, is func(*T) bool) *T {
+	if at := slices.IndexFunc(all, is); at >= 0 {
+		return all[at]
+	}
+	return nil
+}
+
+// facesOf gives the interfaces of an instance in the order of their index.
+func (a *account) facesOf(instance string) []*face {
+	var out []*face
+	for _, f := range a.interfaces {
+		if f.instance == instance {
+			out = append(out, f)
 		}
 	}
 	return out
 }
 
-func (c *account) imageState(i *image) string {
-	if time.Since(i.made) < c.cfg.ImagePending {
-		return "pending"
-	}
-	return "available"
+func (a *account) hasVPC(id string) bool {
+	return slices.ContainsFunc(a.instances, func(m *machine) bool { return m.VPC == id })
 }
 
-func (c *account) snapshotState(s *snapshot) string {
-	if time.Since(s.made) < c.cfg.ImagePending {
-		return "pending"
+// hide makes a new id one that the next calls miss.
+func (a *account) hide(id string) {
+	if a.cfg.MissReads > 0 {
+		a.unseen[id] = a.cfg.MissReads
 	}
-	return "completed"
 }
 
-// State is a copy of what there is, for tests and for people.
-type State struct {
-	Instances   []InstanceState
-	Interfaces  []InterfaceState
-	Groups      []GroupState
-	Images      []ImageState
-	Snapshots   []SnapshotState
-	Waiting     int      // messages in the queue, those in flight included
-	DeadLetters []string // bodies
-	Calls       map[string]int
-	Created     map[string]int // image, group
+// seen says whether a call sees an id; each call that does not brings it
+// nearer.
+func (a *account) seen(id string) bool {
+	if a.unseen[id] == 0 {
+		return true
+	}
+	if a.unseen[id]--; a.unseen[id] == 0 {
+		delete(a.unseen, id)
+	}
+	return false
 }
 
-// InstanceState is an instance.
-type InstanceState struct {
-	ID                   string
-	TerminationProtected bool
-	ShutdownBehavior     string
-	Groups               []string
-}
-
-// InterfaceState is a network interface.
-type InterfaceState struct {
-	ID, Instance, VPC string
-	Groups            []string
-	Tags              map[string]string
-}
-
-// GroupState is a security group.
-type GroupState struct {
-	ID, Name, VPC   string
-	Ingress, Egress int // rules
-}
-
-// ImageState is an AMI.
-type ImageState struct {
-	ID, Name, State, Instance string
-	NoReboot                  bool
-	Snapshots                 []string
-	Tags                      map[string]string
-}
-
-// SnapshotState is a snapshot.
-type SnapshotState struct {
-	ID, Volume, State string
-	Tags              map[string]string
-}
-
-// State gives a copy of what there is.
-func (e *Emulator) State() State {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	s := State{Calls: maps.Clone(e.calls), Created: maps.Clone(e.made), Waiting: len(e.queue.messages)}
-	for _, m := range e.queue.dead {
-		s.DeadLetters = append(s.DeadLetters, m.body)
+// tag sets tags and refuses what would be too many.
+func (a *account) tag(id string, tags map[string]string) error {
+	merged := maps.Clone(a.tags[id])
+	if merged == nil {
+		merged = map[string]string{}
 	}
-	for _, i := range e.cloud.instances {
-		s.Instances = append(s.Instances, InstanceState{i.ID, i.protected, i.shutdown, i.groupsOf()})
+	maps.Copy(merged, tags)
+	if len(merged) > maxTags {
+		return refuse("TagLimitExceeded", "resource %s would have %d tags, more than %d", id, len(merged), maxTags)
 	}
-	for _, f := range e.cloud.faces() {
-		s.Interfaces = append(s.Interfaces, InterfaceState{f.ID, f.instance.ID, f.instance.VPC, slices.Clone(f.Groups), maps.Clone(f.tags)})
-	}
-	for _, g := range e.cloud.groups {
-		s.Groups = append(s.Groups, GroupState{g.id, g.name, g.vpc, len(g.ingress), len(g.egress)})
-	}
-	for _, i := range e.cloud.images {
-		one := ImageState{i.id, i.name, e.cloud.imageState(i), i.instance, i.noReboot, nil, maps.Clone(i.tags)}
-		for _, snap := range i.snapshots {
-			one.Snapshots = append(one.Snapshots, snap.id)
-		}
-		s.Images = append(s.Images, one)
-	}
-	for _, snap := range e.cloud.snapshots {
-		s.Snapshots = append(s.Snapshots, SnapshotState{snap.id, snap.volume, e.cloud.snapshotState(snap), maps.Clone(snap.tags)})
-	}
-	return s
+	a.tags[id] = merged
+	return nil
 }

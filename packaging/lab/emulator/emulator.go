@@ -1,18 +1,16 @@
-// Package emulator answers the AWS calls that the collector makes, on
-// loopback, as strictly as AWS or stricter.
+// Package emulator plays the AWS services that the collector and the agent
+// call: EC2, SQS, EventBridge, STS and the instance metadata service.
 //
-// A request whose signature is wrong, an action that is not known, and a
-// parameter that nobody read are errors, so nothing is ever ignored in
-// silence. Faults can be made. The unmodified SDK reaches it by its ordinary
-// endpoint settings.
+// Quicklime's main job cannot be tried without them, and an account costs
+// money and is shared. So the lab answers the unmodified AWS SDK on loopback,
+// and refuses whatever it does not know: a wrong signature, an unknown action
+// and a parameter that nobody read are errors, never ignored.
 package emulator
 
 import (
-	"crypto/rand"
-	"encoding/hex"
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,207 +18,162 @@ import (
 	"time"
 )
 
-// Config says what there is in the emulated account.
-type Config struct {
-	Region          string
-	AccountID       string
-	AccessKeyID     string
-	SecretAccessKey string
-	Log             *slog.Logger
+// Bounds of the listeners.
+const (
+	maxRequest   = 4 << 20          // bytes of a request's body
+	maxHeader    = 64 << 10         // bytes of a request's headers
+	headerLimit  = 10 * time.Second // for a request's headers
+	requestLimit = 30 * time.Second // for a whole request
+)
 
-	ImagePending time.Duration // from pending to available
-	MissReads    int           // how often a describe misses a new id
-	MaxReceives  int           // of a message, before it goes to the dead-letter queue
-	Rule         string        // the EventBridge rule's pattern
+// Config says what the account holds at the start.
+type Config struct {
+	Region          string // as in eu-central-1
+	AccountID       string // 12 digits
+	AccessKeyID     string // the one key that may sign requests
+	SecretAccessKey string
+	Log             *slog.Logger // nil: nothing is logged
+
+	ImagePending time.Duration // how long a new image is pending
+	MissReads    int           // how many calls miss an id that was just made; -1 is refused
+	MaxReceives  int           // of a message, before it goes to the dead-letter queue; 0: 3
+	Rule         string        // event pattern of the rule that fills the queue; empty: GuardDuty's findings
 	Instances    []Instance
 }
 
-// Instance is an instance as it is launched.
+// Instance is a running machine of the account. Groups, VPCs and subnets that
+// it names are there as well.
 type Instance struct {
-	ID, VPC, Subnet, AZ, ImageID, PrivateIP string
-	Volumes                                 []string
-	Interfaces                              []Interface // the first is the primary one
+	ID           string // i- and 8 or 17 hexadecimal digits
+	VPC          string
+	Subnet       string
+	AZ           string
+	ImageID      string
+	PrivateIP    string
+	Type         string            // empty: m5.large
+	Architecture string            // empty: x86_64
+	State        string            // empty: running
+	LaunchTime   time.Time         // zero: one hour before the start
+	Tags         map[string]string // at most 50
+	Volumes      []string          // EBS volume ids, the root volume first
+	Interfaces   []Interface       // in the order of their device index; none: one is made
 }
 
-// Interface is a network interface as it is attached.
+// Interface is a network interface of an instance.
 type Interface struct {
-	ID, Subnet, PrivateIP string
-	Groups                []string // security group ids
+	ID        string
+	Subnet    string // empty: the instance's
+	PrivateIP string
+	Groups    []string // security group ids; none: the VPC's default group
 }
 
-// Emulator is a running account.
+// Emulator is a running account. Make it with Start.
 type Emulator struct {
-	cfg     Config
-	pattern pattern
-	servers []*http.Server
-	served  sync.WaitGroup
-	aws     net.Listener
-	imds    net.Listener
-	signer  *documentSigner
-
-	mu     sync.Mutex // guards all below
-	cloud  *account
-	queue  *queue
-	faults []*Fault
-	calls  map[string]int
-	made   map[string]int
+	cfg      Config
+	log      *slog.Logger
+	ctx      context.Context
+	stop     context.CancelFunc
+	servers  []*http.Server
+	serving  sync.WaitGroup
+	url      string
+	imdsURL  string
+	account  *account
+	queues   *queues
+	rule     *rule
+	faults   *faults
+	counters *counters
+	metadata *metadata
 }
 
-// Start starts an account.
-func Start(cfg Config) (*Emulator, error) {
-	if cfg.MaxReceives == 0 {
-		cfg.MaxReceives = 3
+// Start serves the account on two free ports of 127.0.0.1 until Close, or
+// until ctx is done.
+func Start(ctx context.Context, cfg Config) (*Emulator, error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("cannot start the AWS emulator: %w", err)
 	}
-	e := &Emulator{cfg: cfg, queue: newQueue(cfg), calls: map[string]int{}, made: map[string]int{}}
+	e := &Emulator{cfg: cfg, log: cfg.Log, faults: new(faults), counters: newCounters()}
 	var err error
-	if e.pattern, err = parsePattern([]byte(cfg.Rule)); err != nil {
-		return nil, err
+	if e.account, err = newAccount(&e.cfg, e.counters); err != nil {
+		return nil, fmt.Errorf("cannot start the AWS emulator: %w", err)
 	}
-	if e.signer, err = newDocumentSigner(); err != nil {
-		return nil, err
+	if e.rule, err = newRule(cfg.Rule); err != nil {
+		return nil, fmt.Errorf("cannot start the AWS emulator: %w", err)
 	}
-	e.cloud = newAccount(cfg)
-	if e.aws, err = e.listen(http.HandlerFunc(e.serveAWS)); err != nil {
-		return nil, err
+	if e.metadata, err = newMetadata(&e.cfg, e.log); err != nil {
+		return nil, fmt.Errorf("cannot start the AWS emulator: %w", err)
 	}
-	if e.imds, err = e.listen(newMetadata(e)); err != nil {
-		return nil, errors.Join(err, e.Close())
+	e.ctx, e.stop = context.WithCancel(ctx)
+	if e.url, err = e.listen(http.HandlerFunc(e.serveAWS)); err == nil {
+		e.imdsURL, err = e.listen(e.metadata)
 	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot start the AWS emulator: %w", err), e.Close())
+	}
+	e.queues = newQueues(e.url+"/"+cfg.AccountID+"/quicklime", cfg)
+	context.AfterFunc(e.ctx, func() { _ = e.shut() })
 	return e, nil
 }
 
-func (e *Emulator) listen(h http.Handler) (net.Listener, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("cannot listen: %w", err)
-	}
-	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	e.servers = append(e.servers, server)
-	e.served.Go(func() { _ = server.Serve(l) }) // ends with Close
-	return l, nil
-}
-
-// URL is the endpoint of all services.
-func (e *Emulator) URL() string { return "http://" + e.aws.Addr().String() }
-
-// IMDSURL is the endpoint of the instance metadata service.
-func (e *Emulator) IMDSURL() string { return "http://" + e.imds.Addr().String() }
-
-// QueueURL is the queue that the rule fills.
-func (e *Emulator) QueueURL() string {
-	return e.URL() + "/" + e.cfg.AccountID + "/quicklime"
-}
-
-// Close ends the account.
-func (e *Emulator) Close() error {
-	var errs []error
-	for _, s := range e.servers {
-		errs = append(errs, s.Close())
-	}
-	e.served.Wait()
-	return errors.Join(errs...)
-}
-
-// maxRequest bounds a request's body, in bytes.
-const maxRequest = 2 << 20
-
-// serveAWS verifies a request, makes the fault that waits for it, and hands
-// it to its service.
-func (e *Emulator) serveAWS(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequest+1))
-	if err != nil || len(body) > maxRequest {
-		http.Error(w, "request too large", http.StatusRequestEntityTooLarge)
-		return
-	}
-	service, err := verifySignature(r, body, e.cfg)
-	call := newCall(e, w, r, service, body)
-	if err != nil {
-		call.fail(http.StatusForbidden, call.signatureCode(), err.Error())
-		return
-	}
-	e.mu.Lock()
-	e.calls[service+"."+call.action]++
-	fault := e.strike(service, call.action)
-	e.mu.Unlock()
-	if fault != nil {
-		switch fault.Kind {
-		case Throttle:
-			call.fail(http.StatusServiceUnavailable, call.throttleCode(), "Request limit exceeded.")
-			return
-		case Unavailable:
-			call.fail(http.StatusServiceUnavailable, "Unavailable", "The service is unavailable. Please try again shortly.")
-			return
-		case LostReply:
-			call.writer = &deaf{header: http.Header{}}
-			call.serve()
-			panic(http.ErrAbortHandler)
-		case Slow:
-			select {
-			case <-time.After(fault.Delay):
-			case <-r.Context().Done():
-				return
-			}
+func (c *Config) check() error {
+	for name, value := range map[string]string{"region": c.Region, "access key id": c.AccessKeyID, "secret access key": c.SecretAccessKey} {
+		if value == "" {
+			return fmt.Errorf("the configuration has no %s", name)
 		}
 	}
-	call.serve()
-}
-
-// deaf loses an answer.
-type deaf struct{ header http.Header }
-
-func (d *deaf) Header() http.Header         { return d.header }
-func (d *deaf) Write(b []byte) (int, error) { return len(b), nil }
-func (d *deaf) WriteHeader(int)             {}
-
-// FaultKind says what goes wrong.
-type FaultKind int
-
-// The kinds of faults.
-const (
-	Throttle    FaultKind = iota // refused, nothing is done
-	Unavailable                  // 503, nothing is done
-	LostReply                    // done, but the connection is cut before the answer
-	Slow                         // done after Delay
-)
-
-// Fault is a fault that strikes so many calls of an action.
-type Fault struct {
-	Service string // ec2, sqs, sts, events
-	Action  string // "" is any
-	Kind    FaultKind
-	Times   int
-	Delay   time.Duration
-}
-
-// Inject adds a fault.
-func (e *Emulator) Inject(f Fault) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.faults = append(e.faults, &f)
-}
-
-// strike takes the fault that waits for a call; the caller holds mu.
-func (e *Emulator) strike(service, action string) *Fault {
-	for _, f := range e.faults {
-		if f.Times > 0 && f.Service == service && (f.Action == "" || f.Action == action) {
-			f.Times--
-			return f
-		}
+	if !accountID.MatchString(c.AccountID) {
+		return fmt.Errorf("account %q is not 12 digits", c.AccountID)
+	}
+	if c.MissReads < 0 || c.MaxReceives < 0 || c.ImagePending < 0 {
+		return errors.New("a count or duration is negative")
+	}
+	if c.MaxReceives == 0 {
+		c.MaxReceives = 3
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return nil
 }
 
-// newID makes an id as EC2 does, 17 hexadecimal digits after the prefix.
-func newID(prefix string) string {
-	b := make([]byte, 9)
-	rand.Read(b)
-	return prefix + hex.EncodeToString(b)[:17]
+func (e *Emulator) listen(handler http.Handler) (url string, err error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: headerLimit, ReadTimeout: requestLimit, MaxHeaderBytes: maxHeader,
+		BaseContext: func(net.Listener) context.Context { return e.ctx },
+		ErrorLog:    slog.NewLogLogger(e.log.Handler(), slog.LevelDebug)}
+	e.servers = append(e.servers, server)
+	e.serving.Go(func() { _ = server.Serve(listener) }) // ends with Close
+	return "http://" + listener.Addr().String(), nil
 }
 
-// uuid makes a version 4 UUID.
-func uuid() string {
-	b := make([]byte, 16)
-	rand.Read(b)
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+// URL is the endpoint of every service but the metadata service; give it to
+// the SDK as AWS_ENDPOINT_URL.
+func (e *Emulator) URL() string { return e.url }
+
+// IMDSURL is the metadata service of the first instance; give it to the SDK as
+// AWS_EC2_METADATA_SERVICE_ENDPOINT.
+func (e *Emulator) IMDSURL() string { return e.imdsURL }
+
+// QueueURL is the queue that the rule fills.
+func (e *Emulator) QueueURL() string { return e.queues.main.url }
+
+// DeadLetterURL is the queue of the messages that were received too often.
+func (e *Emulator) DeadLetterURL() string { return e.queues.dead.url }
+
+// Close ends the account and cuts every connection.
+func (e *Emulator) Close() error {
+	e.stop()
+	err := e.shut()
+	e.serving.Wait()
+	return err
+}
+
+func (e *Emulator) shut() error {
+	var errs []error
+	for _, s := range e.servers {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
 }

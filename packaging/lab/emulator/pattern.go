@@ -5,250 +5,176 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
-	"strings"
+	"io"
+	"maps"
+	"slices"
 )
 
-// pattern is a rule's event pattern. Every operator is known or refused.
-// Source: Amazon EventBridge User Guide, "Comparison operators".
-type pattern map[string]any
+// maxPattern bounds a rule's pattern, in bytes. Source: EventBridge user guide,
+// "Amazon EventBridge quotas".
+const maxPattern = 4096
 
-// maxDepth bounds how deep a pattern or an event may nest.
-const maxDepth = 32
+// pattern decides on a part of an event: a JSON value as encoding/json gives it
+// with UseNumber. An absent value is nil and absent.
+// Source: EventBridge user guide, "Comparison operators for use in event
+// patterns".
+type pattern interface {
+	match(value any, present bool) bool
+}
 
-func parsePattern(raw []byte) (pattern, error) {
-	var p map[string]any
+// object holds where every field's pattern holds.
+type object map[string]pattern
+
+// either holds where one of its patterns holds, as $or says.
+type either []pattern
+
+// leaf holds where one of its tests does.
+type leaf []test
+
+// test decides on one scalar; present is false where the event has none.
+type test func(value any, present bool) bool
+
+// parsePattern reads an event pattern. An operator that it does not know is an
+// error, since a rule that matches nothing looks like a quiet day.
+func parsePattern(raw string) (pattern, error) {
+	if len(raw) > maxPattern {
+		return nil, fmt.Errorf("the pattern has more than %d bytes", maxPattern)
+	}
+	value, err := decodeValue([]byte(raw))
+	if err != nil {
+		return nil, err
+	}
+	fields, ok := value.(map[string]any)
+	if !ok {
+		return nil, errors.New("the pattern is not an object")
+	}
+	return parseObject(fields, "")
+}
+
+func decodeValue(raw []byte) (any, error) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
-	if err := d.Decode(&p); err != nil {
-		return nil, fmt.Errorf("cannot read event pattern: %w", err)
+	var value any
+	if err := d.Decode(&value); err != nil {
+		return nil, fmt.Errorf("not JSON: %w", err)
 	}
-	if err := checkPattern(p, 0); err != nil {
-		return nil, fmt.Errorf("cannot use event pattern: %w", err)
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("not JSON: there is something after it")
 	}
-	return p, nil
+	return value, nil
 }
 
-func checkPattern(p map[string]any, depth int) error {
-	if depth > maxDepth || len(p) == 0 {
-		return errors.New("it is empty, or nests too deep")
+func parseObject(fields map[string]any, path string) (pattern, error) {
+	if len(fields) == 0 {
+		return nil, fmt.Errorf("empty objects are not allowed: at %q", path)
 	}
-	for name, value := range p {
-		switch v := value.(type) {
+	out := object{}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		at := path + "." + name
+		var err error
+		switch value := fields[name].(type) {
 		case map[string]any:
-			if err := checkPattern(v, depth+1); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
+			out[name], err = parseObject(value, at)
 		case []any:
-			if len(v) == 0 {
-				return fmt.Errorf("%s: an empty list matches nothing", name)
-			}
-			for _, one := range v {
-				if err := checkCondition(name, one, depth); err != nil {
-					return fmt.Errorf("%s: %w", name, err)
-				}
+			if name == "$or" && isAlternatives(value) {
+				out[name], err = parseEither(value, at)
+			} else {
+				out[name], err = parseLeaf(value, at)
 			}
 		default:
-			return fmt.Errorf("%s: want a list or an object", name)
+			err = fmt.Errorf("%q must be an object or an array", at)
 		}
-	}
-	return nil
-}
-
-func checkCondition(name string, one any, depth int) error {
-	if name == "$or" {
-		alternative, ok := one.(map[string]any)
-		if !ok {
-			return errors.New("alternatives are objects")
+		if err != nil {
+			return nil, err
 		}
-		return checkPattern(alternative, depth+1)
-	}
-	operator, ok := one.(map[string]any)
-	if !ok {
-		if _, list := one.([]any); list {
-			return errors.New("a list in a list")
-		}
-		return nil // a literal
-	}
-	if len(operator) != 1 {
-		return errors.New("a condition has one operator")
-	}
-	for op, argument := range operator {
-		if !validOperator(op, argument) {
-			return fmt.Errorf("operator %q with %v is not known", op, argument)
-		}
-	}
-	return nil
-}
-
-func validOperator(op string, argument any) bool {
-	_, text := argument.(string)
-	switch op {
-	case "prefix", "suffix", "equals-ignore-case", "wildcard":
-		return text
-	case "exists":
-		_, ok := argument.(bool)
-		return ok
-	case "numeric":
-		_, err := comparisons(argument)
-		return err == nil
-	case "anything-but":
-		switch a := argument.(type) {
-		case map[string]any:
-			for inner, x := range a {
-				if _, ok := x.(string); !ok || inner != "prefix" && inner != "suffix" {
-					return false
-				}
-			}
-			return len(a) == 1
-		case []any:
-			return len(a) > 0
-		}
-		return text
-	}
-	return false
-}
-
-// comparisons reads ["<", 5, ">=", 1]; a test holds where all do.
-func comparisons(argument any) ([]func(float64) bool, error) {
-	list, ok := argument.([]any)
-	if !ok || len(list) == 0 || len(list)%2 != 0 || len(list) > 4 {
-		return nil, errors.New("want one or two pairs of operator and number")
-	}
-	var out []func(float64) bool
-	for i := 0; i < len(list); i += 2 {
-		n, ok := list[i+1].(json.Number)
-		limit, err := n.Float64()
-		if !ok || err != nil {
-			return nil, errors.New("want a number")
-		}
-		test, ok := map[any]func(float64) bool{
-			"<": func(x float64) bool { return x < limit }, "<=": func(x float64) bool { return x <= limit },
-			">": func(x float64) bool { return x > limit }, ">=": func(x float64) bool { return x >= limit },
-			"=": func(x float64) bool { return x == limit },
-		}[list[i]]
-		if !ok {
-			return nil, errors.New("want < <= = >= >")
-		}
-		out = append(out, test)
 	}
 	return out, nil
 }
 
-// matches reports whether an event matches.
-func (p pattern) matches(event []byte) (bool, error) {
-	var e map[string]any
-	d := json.NewDecoder(bytes.NewReader(event))
-	d.UseNumber()
-	if err := d.Decode(&e); err != nil {
-		return false, fmt.Errorf("cannot read event: %w", err)
-	}
-	return matchObject(p, e), nil
+// isAlternatives tells $or from a field of that name, as EventBridge does: it
+// has two alternatives or more, all of them objects.
+func isAlternatives(list []any) bool {
+	return len(list) > 1 && !slices.ContainsFunc(list, func(v any) bool { _, ok := v.(map[string]any); return !ok })
 }
 
-func matchObject(p map[string]any, e map[string]any) bool {
-	for name, want := range p {
-		value, exists := e[name]
-		switch w := want.(type) {
-		case map[string]any:
-			inner, _ := value.(map[string]any)
-			if !matchObject(w, inner) {
+func parseEither(list []any, at string) (pattern, error) {
+	var out either
+	for _, v := range list {
+		one, err := parseObject(v.(map[string]any), at)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+func parseLeaf(list []any, at string) (pattern, error) {
+	if len(list) == 0 {
+		return nil, fmt.Errorf("empty arrays are not allowed: at %q", at)
+	}
+	var out leaf
+	for _, v := range list {
+		t, err := parseTest(v)
+		if err != nil {
+			return nil, fmt.Errorf("at %q: %w", at, err)
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// match holds for a list where it holds for one of its objects as a whole.
+func (o object) match(value any, _ bool) bool {
+	if list, ok := value.([]any); ok && len(list) > 0 {
+		return slices.ContainsFunc(list, func(v any) bool { return o.match(v, true) })
+	}
+	fields, _ := value.(map[string]any) // else every field is absent
+	for name, p := range o {
+		if _, isEither := p.(either); isEither {
+			if !p.match(value, true) {
 				return false
 			}
-		case []any:
-			if name == "$or" {
-				if !matchAny(w, func(one any) bool { return matchObject(one.(map[string]any), e) }) {
-					return false
-				}
-				continue
-			}
-			if !matchAny(w, func(one any) bool { return matchField(one, value, exists) }) {
-				return false
-			}
+			continue
+		}
+		field, present := fields[name]
+		if !p.match(field, present) {
+			return false
 		}
 	}
 	return true
 }
 
-func matchAny(list []any, is func(any) bool) bool {
-	for _, one := range list {
-		if is(one) {
-			return true
-		}
-	}
-	return false
+func (e either) match(value any, present bool) bool {
+	return slices.ContainsFunc(e, func(p pattern) bool { return p.match(value, present) })
 }
 
-// matchField holds a field against a condition; a field that is a list
-// matches where one of its elements does.
-func matchField(condition, value any, exists bool) bool {
-	if op, ok := condition.(map[string]any); ok {
-		if want, ok := op["exists"]; ok {
-			return exists == want.(bool)
-		}
+// match holds for a list where it holds for one of its members. Objects and
+// empty lists are no leaves, so they count as absent.
+func (l leaf) match(value any, present bool) bool {
+	var values []any
+	if present {
+		values = scalars(nil, value)
 	}
-	if !exists {
-		return false
+	if len(values) == 0 {
+		return l.any(nil, false)
 	}
-	if list, ok := value.([]any); ok {
-		return matchAny(list, func(one any) bool { return matchValue(condition, one) })
-	}
-	return matchValue(condition, value)
+	return slices.ContainsFunc(values, func(v any) bool { return l.any(v, true) })
 }
 
-func matchValue(condition, value any) bool {
-	op, ok := condition.(map[string]any)
-	if !ok {
-		return equal(condition, value)
-	}
-	text, isText := value.(string)
-	for name, argument := range op {
-		switch name {
-		case "prefix":
-			return isText && strings.HasPrefix(text, argument.(string))
-		case "suffix":
-			return isText && strings.HasSuffix(text, argument.(string))
-		case "equals-ignore-case":
-			return isText && strings.EqualFold(text, argument.(string))
-		case "wildcard":
-			parts := strings.Split(argument.(string), "*")
-			for i := range parts {
-				parts[i] = regexp.QuoteMeta(parts[i])
-			}
-			return isText && regexp.MustCompile(`^(?s:`+strings.Join(parts, ".*")+`)$`).MatchString(text)
-		case "anything-but":
-			switch a := argument.(type) {
-			case map[string]any:
-				return !matchValue(a, value)
-			case []any:
-				return !matchAny(a, func(one any) bool { return equal(one, value) })
-			}
-			return !equal(argument, value)
-		case "numeric":
-			n, ok := value.(json.Number)
-			x, err := n.Float64()
-			tests, _ := comparisons(argument)
-			for _, test := range tests {
-				ok = ok && test(x)
-			}
-			return ok && err == nil
-		}
-	}
-	return false
+func (l leaf) any(value any, present bool) bool {
+	return slices.ContainsFunc(l, func(t test) bool { return t(value, present) })
 }
 
-// equal compares a literal; numbers by value, so that 8 is 8.0.
-func equal(a, b any) bool {
-	x, ok1 := a.(json.Number)
-	y, ok2 := b.(json.Number)
-	if ok1 && ok2 {
-		f, err1 := x.Float64()
-		g, err2 := y.Float64()
-		return err1 == nil && err2 == nil && f == g
+func scalars(out []any, value any) []any {
+	switch v := value.(type) {
+	case []any:
+		for _, one := range v {
+			out = scalars(out, one)
+		}
+		return out
+	case map[string]any:
+		return out
 	}
-	switch a.(type) {
-	case string, bool, nil:
-		return a == b
-	}
-	return false
+	return append(out, value)
 }

@@ -1,218 +1,251 @@
 package emulator
 
 import (
-	"bytes"
 	"crypto/md5"
 	"encoding/hex"
-	"encoding/json"
-	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 )
 
-// queue is a standard queue with a dead-letter queue behind it. The
-// emulator's mutex guards it.
-type queue struct {
-	cfg      Config
-	messages []*message
-	dead     []*message
-	arrived  chan struct{} // closed and made anew when a message comes
-}
-
-type message struct {
-	id, body string
-	sent     time.Time
-	visible  time.Time // not before
-	received int
-	receipt  string // of the last receive
-}
-
+// Bounds of SQS. Source: SQS developer guide, "Amazon SQS message quotas".
 const (
-	defaultVisibility = 30 * time.Second
-	maxMessage        = 1 << 20 // bytes; Source: Amazon SQS Developer Guide, "Message quotas"
+	maxBody       = 1 << 20        // bytes of a message
+	maxVisibility = 12 * time.Hour // since the receive
+	maxWait       = 20 * time.Second
+	maxBatch      = 10
 )
 
-func newQueue(cfg Config) *queue { return &queue{cfg: cfg, arrived: make(chan struct{})} }
+// visibilityDefault is the queue's own visibility timeout.
+const visibilityDefault = 30 * time.Second
 
-func (q *queue) send(body string) *message {
-	m := &message{id: uuid(), body: body, sent: time.Now()}
-	q.messages = append(q.messages, m)
-	close(q.arrived)
-	q.arrived = make(chan struct{})
-	return m
-}
+type sqsService struct{ *Emulator }
 
-// SendRaw puts a message into the queue past the rule, as whoever may send
-// to it could.
-func (e *Emulator) SendRaw(body string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.queue.send(body)
-}
+func (sqsService) action(r *http.Request, _ []byte) string { return targetAction(r, "AmazonSQS") }
 
-// receive takes up to so many visible messages. One that was received too
-// often goes to the dead-letter queue instead.
-func (q *queue) receive(most int, visibility time.Duration) []*message {
-	var out, left []*message
-	now := time.Now()
-	for _, m := range q.messages {
-		switch {
-		case len(out) >= most || m.visible.After(now):
-		case m.received >= q.cfg.MaxReceives:
-			q.dead = append(q.dead, m)
-			continue
-		default:
-			m.received++
-			m.visible, m.receipt = now.Add(visibility), uuid()
-			out = append(out, m)
-		}
-		left = append(left, m)
+func (s sqsService) do(r *http.Request, action string, body []byte) (any, *Error) {
+	switch action {
+	case "ReceiveMessage":
+		return s.receive(r, body)
+	case "DeleteMessage":
+		return s.delete(body)
+	case "ChangeMessageVisibility":
+		return s.changeVisibility(body)
+	case "SendMessage":
+		return s.send(body)
+	case "GetQueueAttributes":
+		return s.attributes(body)
 	}
-	q.messages = left
+	return nil, refuse("InvalidAction", "the action %.100q is not valid for this endpoint", action)
+}
+
+func (sqsService) throttled() *Error { return refuse("ThrottlingException", "rate exceeded") }
+
+func (sqsService) unavailable() *Error {
+	return refuseWith(http.StatusServiceUnavailable, "ServiceUnavailable", "the service is unavailable; please try again shortly")
+}
+
+func (sqsService) write(w http.ResponseWriter, _ string, answer any, err *Error) {
+	if err != nil {
+		w.Header().Set("X-Amzn-Query-Error", err.Code+";Sender")
+	}
+	writeJSON(w, "1.0", "com.amazonaws.sqs", answer, err)
+}
+
+type messageItem struct {
+	Attributes    map[string]string `json:",omitempty"`
+	Body          string
+	MD5OfBody     string
+	MessageId     string
+	ReceiptHandle string
+}
+
+func (s sqsService) receive(r *http.Request, body []byte) (any, *Error) {
+	var in struct {
+		QueueUrl                    string
+		MaxNumberOfMessages         *int
+		VisibilityTimeout           *int
+		WaitTimeSeconds             *int
+		MessageSystemAttributeNames []string
+		AttributeNames              []string
+	}
+	if err := decode(body, &in); err != nil {
+		return nil, err
+	}
+	q, err := s.queues.at(in.QueueUrl)
+	if err != nil {
+		return nil, err
+	}
+	most, err := within("MaxNumberOfMessages", in.MaxNumberOfMessages, 1, 1, maxBatch)
+	if err != nil {
+		return nil, err
+	}
+	visibility, err := within("VisibilityTimeout", in.VisibilityTimeout, int(visibilityDefault/time.Second), 0, int(maxVisibility/time.Second))
+	if err != nil {
+		return nil, err
+	}
+	wait, err := within("WaitTimeSeconds", in.WaitTimeSeconds, 0, 0, int(maxWait/time.Second))
+	if err != nil {
+		return nil, err
+	}
+	names := append(in.MessageSystemAttributeNames, in.AttributeNames...)
+	for _, name := range names {
+		if name != "All" && !slices.Contains(systemAttributes, name) {
+			return nil, refuse("InvalidAttributeName", "unknown attribute %.100s", name)
+		}
+	}
+	got := q.receive(r.Context(), most, time.Duration(visibility)*time.Second, time.Duration(wait)*time.Second)
+	out := struct {
+		Messages []messageItem `json:",omitempty"`
+	}{}
+	for _, m := range got {
+		out.Messages = append(out.Messages, messageItem{m.pick(names, s.cfg.AccountID), m.body, digest(m.body), m.id, q.handle(m.id, m.receives)})
+	}
+	return out, nil
+}
+
+func within(name string, value *int, unset, least, most int) (int, *Error) {
+	switch {
+	case value == nil:
+		return unset, nil
+	case *value < least || *value > most:
+		return 0, refuse("InvalidParameterValue", "value %d for parameter %s is invalid: must be between %d and %d", *value, name, least, most)
+	}
+	return *value, nil
+}
+
+var systemAttributes = []string{"ApproximateReceiveCount", "ApproximateFirstReceiveTimestamp", "SentTimestamp", "SenderId"}
+
+func (m *message) pick(names []string, sender string) map[string]string {
+	out := map[string]string{}
+	for _, name := range systemAttributes {
+		if !slices.Contains(names, name) && !slices.Contains(names, "All") {
+			continue
+		}
+		out[name] = map[string]string{
+			"ApproximateReceiveCount":          strconv.Itoa(m.receives),
+			"ApproximateFirstReceiveTimestamp": strconv.FormatInt(m.first.UnixMilli(), 10),
+			"SentTimestamp":                    strconv.FormatInt(m.sent.UnixMilli(), 10),
+			"SenderId":                         sender,
+		}[name]
+	}
 	return out
 }
 
-// serveSQS speaks SQS's JSON protocol.
-func (c *call) serveSQS() {
-	var bad *fault
-	var result any
-	switch c.action {
-	case "ReceiveMessage":
-		result, bad = c.receiveMessage()
-	case "DeleteMessage", "ChangeMessageVisibility":
-		result, bad = c.changeMessage()
-	case "SendMessage":
-		result, bad = c.sendMessage()
-	default:
-		bad = refusal("InvalidAction", "The action %s is not valid for this endpoint.", c.action)
-	}
-	if bad != nil {
-		c.fail(http.StatusBadRequest, bad.code, bad.message)
-		return
-	}
-	c.answerJSON(result)
+// digest is what the SDK holds a body against.
+func digest(body string) string {
+	sum := md5.Sum([]byte(body))
+	return hex.EncodeToString(sum[:])
 }
 
-// decode reads a JSON request; a member that is not known is an error.
-func (c *call) decode(into any) *fault {
-	d := json.NewDecoder(bytes.NewReader(c.body))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return refusal("SerializationException", "%v", err)
+func (s sqsService) delete(body []byte) (any, *Error) {
+	var in struct{ QueueUrl, ReceiptHandle string }
+	if err := decode(body, &in); err != nil {
+		return nil, err
 	}
-	if _, err := d.Token(); err != io.EOF {
-		return refusal("SerializationException", "more than one document")
+	q, err := s.queues.at(in.QueueUrl)
+	if err != nil {
+		return nil, err
+	}
+	return struct{}{}, q.delete(in.ReceiptHandle)
+}
+
+func (s sqsService) changeVisibility(body []byte) (any, *Error) {
+	var in struct {
+		QueueUrl, ReceiptHandle string
+		VisibilityTimeout       *int
+	}
+	if err := decode(body, &in); err != nil {
+		return nil, err
+	}
+	q, err := s.queues.at(in.QueueUrl)
+	if err != nil {
+		return nil, err
+	}
+	if in.VisibilityTimeout == nil {
+		return nil, refuse("MissingParameter", "the request must contain the parameter VisibilityTimeout")
+	}
+	seconds, err := within("VisibilityTimeout", in.VisibilityTimeout, 0, 0, int(maxVisibility/time.Second))
+	if err != nil {
+		return nil, err
+	}
+	return struct{}{}, q.hide(in.ReceiptHandle, time.Duration(seconds)*time.Second)
+}
+
+func (s sqsService) send(body []byte) (any, *Error) {
+	var in struct {
+		QueueUrl, MessageBody string
+		DelaySeconds          *int
+	}
+	if err := decode(body, &in); err != nil {
+		return nil, err
+	}
+	q, err := s.queues.at(in.QueueUrl)
+	if err != nil {
+		return nil, err
+	}
+	delay, err := within("DelaySeconds", in.DelaySeconds, 0, 0, 900)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkBody(in.MessageBody); err != nil {
+		return nil, err
+	}
+	id, err := q.put(in.MessageBody, time.Duration(delay)*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	return struct{ MD5OfMessageBody, MessageId string }{digest(in.MessageBody), id}, nil
+}
+
+// checkBody holds a message against SQS's limits. Source: SQS API reference,
+// SendMessage.
+func checkBody(body string) *Error {
+	switch {
+	case body == "":
+		return refuse("MissingParameter", "the request must contain the parameter MessageBody")
+	case len(body) > maxBody:
+		return refuse("InvalidParameterValue", "one or more parameters are invalid: message must be shorter than %d bytes", maxBody)
+	case !utf8.ValidString(body):
+		return refuse("InvalidMessageContents", "the message is not UTF-8")
+	}
+	for _, r := range body {
+		if r < 0x20 && r != '\t' && r != '\n' && r != '\r' || r == 0xfffe || r == 0xffff {
+			return refuse("InvalidMessageContents", "invalid characters found: %U", r)
+		}
 	}
 	return nil
 }
 
-func (c *call) checkQueue(url string) *fault {
-	if url != c.QueueURL() {
-		return refusal("com.amazonaws.sqs#QueueDoesNotExist", "The specified queue does not exist.")
-	}
-	return nil
-}
-
-func (c *call) receiveMessage() (any, *fault) {
+func (s sqsService) attributes(body []byte) (any, *Error) {
 	var in struct {
-		QueueURL                    string `json:"QueueUrl"`
-		MaxNumberOfMessages         *int
-		VisibilityTimeout           *int
-		WaitTimeSeconds             int
-		MessageSystemAttributeNames []string
+		QueueUrl       string
+		AttributeNames []string
 	}
-	if bad := c.decode(&in); bad != nil {
-		return nil, bad
+	if err := decode(body, &in); err != nil {
+		return nil, err
 	}
-	if bad := c.checkQueue(in.QueueURL); bad != nil {
-		return nil, bad
+	q, err := s.queues.at(in.QueueUrl)
+	if err != nil {
+		return nil, err
 	}
-	most, visibility := 1, defaultVisibility
-	if in.MaxNumberOfMessages != nil {
-		most = *in.MaxNumberOfMessages
-	}
-	if in.VisibilityTimeout != nil {
-		visibility = time.Duration(*in.VisibilityTimeout) * time.Second
-	}
-	if most < 1 || most > 10 || in.WaitTimeSeconds < 0 || in.WaitTimeSeconds > 20 || visibility < 0 || visibility > 12*time.Hour {
-		return nil, refusal("InvalidParameterValue", "A value is out of its range")
-	}
-	deadline := time.Now().Add(time.Duration(in.WaitTimeSeconds) * time.Second)
-	for {
-		c.mu.Lock()
-		got, arrived := c.queue.receive(most, visibility), c.queue.arrived
-		var out []map[string]any
-		for _, m := range got {
-			sum := md5.Sum([]byte(m.body))
-			out = append(out, map[string]any{"MessageId": m.id, "ReceiptHandle": m.receipt, "Body": m.body, "MD5OfBody": hex.EncodeToString(sum[:]),
-				"Attributes": map[string]string{"ApproximateReceiveCount": strconv.Itoa(m.received), "SentTimestamp": strconv.FormatInt(m.sent.UnixMilli(), 10)}})
+	all, out := q.attributes(&s.cfg, s.queues.dead), map[string]string{}
+	for _, name := range in.AttributeNames {
+		if name == "All" {
+			out = all
+			break
 		}
-		c.mu.Unlock()
-		left := time.Until(deadline)
-		if len(out) > 0 || left <= 0 {
-			return map[string]any{"Messages": out}, nil
+		value, ok := all[name]
+		if !ok && name != "RedrivePolicy" {
+			return nil, refuse("InvalidAttributeName", "unknown attribute %.100s", name)
 		}
-		select {
-		case <-arrived:
-		case <-time.After(min(left, 100*time.Millisecond)): // a hidden message may be visible again
-		case <-c.request.Context().Done():
-			return map[string]any{}, nil
+		if ok {
+			out[name] = value
 		}
 	}
-}
-
-func (c *call) changeMessage() (any, *fault) {
-	var in struct {
-		QueueURL          string `json:"QueueUrl"`
-		ReceiptHandle     string
-		VisibilityTimeout *int
-	}
-	if bad := c.decode(&in); bad != nil {
-		return nil, bad
-	}
-	if bad := c.checkQueue(in.QueueURL); bad != nil {
-		return nil, bad
-	}
-	if (in.VisibilityTimeout != nil) != (c.action == "ChangeMessageVisibility") {
-		return nil, refusal("MissingParameter", "VisibilityTimeout belongs to ChangeMessageVisibility")
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, m := range c.queue.messages {
-		if m.receipt == "" || m.receipt != in.ReceiptHandle {
-			continue
-		}
-		if c.action == "DeleteMessage" {
-			c.queue.messages = append(c.queue.messages[:i:i], c.queue.messages[i+1:]...)
-			return map[string]any{}, nil
-		}
-		if *in.VisibilityTimeout < 0 || *in.VisibilityTimeout > 43200 {
-			return nil, refusal("InvalidParameterValue", "VisibilityTimeout is out of its range")
-		}
-		m.visible = time.Now().Add(time.Duration(*in.VisibilityTimeout) * time.Second)
-		return map[string]any{}, nil
-	}
-	return nil, refusal("ReceiptHandleIsInvalid", "The input receipt handle is invalid.")
-}
-
-func (c *call) sendMessage() (any, *fault) {
-	var in struct {
-		QueueURL    string `json:"QueueUrl"`
-		MessageBody string
-	}
-	if bad := c.decode(&in); bad != nil {
-		return nil, bad
-	}
-	if bad := c.checkQueue(in.QueueURL); bad != nil {
-		return nil, bad
-	}
-	if in.MessageBody == "" || len(in.MessageBody) > maxMessage {
-		return nil, refusal("InvalidParameterValue", "The message has no body, or more than 1 MiB")
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m := c.queue.send(in.MessageBody)
-	sum := md5.Sum([]byte(m.body))
-	return map[string]any{"MessageId": m.id, "MD5OfMessageBody": hex.EncodeToString(sum[:])}, nil
+	return struct {
+		Attributes map[string]string `json:",omitempty"`
+	}{out}, nil
 }

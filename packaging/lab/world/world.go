@@ -99,7 +99,7 @@ func Start(ctx context.Context, cfg Config) (_ *World, err error) {
 	if err := w.writeCertificates(); err != nil {
 		return nil, err
 	}
-	w.AWS, err = emulator.Start(emulator.Config{Region: Region, AccountID: Account, AccessKeyID: accessKey, SecretAccessKey: secretKey,
+	w.AWS, err = emulator.Start(ctx, emulator.Config{Region: Region, AccountID: Account, AccessKeyID: accessKey, SecretAccessKey: secretKey,
 		Log: slog.New(slog.NewTextHandler(&w.logs, nil)), ImagePending: cfg.ImagePending, MissReads: cfg.MissReads, Rule: finding.RulePattern,
 		Instances: []emulator.Instance{instance(Victim, "1"), instance(Neighbour, "2")}})
 	if err != nil {
