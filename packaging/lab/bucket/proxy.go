@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +39,12 @@ type Fault struct {
 // PartUpload matches the upload of parts.
 func PartUpload(r *http.Request) bool {
 	return r.Method == http.MethodPut && r.URL.Query().Has("partNumber")
+}
+
+// PartUploadOf matches the upload of parts of objects whose key has this in
+// it.
+func PartUploadOf(infix string) func(*http.Request) bool {
+	return func(r *http.Request) bool { return PartUpload(r) && strings.Contains(r.URL.Path, infix) }
 }
 
 // Proxy is the TLS front of the server. It leaves the Host header as it came,
