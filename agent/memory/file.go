@@ -31,7 +31,12 @@ func openFile(_ context.Context, o Options) (Source, error) {
 		return nil, refuse("file", Failed, "%v", err)
 	}
 	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, refuse("file", Failed, "cannot learn the size of %s: %v", o.File, err)
+	}
 	source := &file{path: o.File}
+	var lastEnd uint64
 	var header [lime.HeaderSize]byte
 	for offset := int64(0); ; {
 		if _, err := f.ReadAt(header[:], offset); errors.Is(err, io.EOF) {
@@ -43,8 +48,15 @@ func openFile(_ context.Context, o Options) (Source, error) {
 		if err != nil {
 			return nil, refuse("file", Malformed, "%s at offset %d: %v", o.File, offset, err)
 		}
-		source.segments = append(source.segments, segment{r, offset + lime.HeaderSize})
-		offset += lime.HeaderSize + int64(r.Len())
+		if len(source.segments) > 0 && r.Start <= lastEnd {
+			return nil, refuse("file", Malformed, "%s at offset %d: record %v does not come after address %08x", o.File, offset, r, lastEnd)
+		}
+		offset += lime.HeaderSize
+		if r.Len() > uint64(max(0, size-offset)) {
+			return nil, refuse("file", Malformed, "%s at offset %d: record %v reaches beyond the file's end", o.File, offset, r)
+		}
+		source.segments = append(source.segments, segment{r, offset})
+		lastEnd, offset = r.End, offset+int64(r.Len())
 	}
 	return source, nil
 }

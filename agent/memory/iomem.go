@@ -2,6 +2,7 @@ package memory
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 const (
 	maxIomemLines = 100_000
 	maxRAMRanges  = 4096
+	maxIomemBytes = 16 << 20
 )
 
 // ErrHidden says that the kernel shows /proc/iomem without addresses, as it
@@ -64,6 +66,46 @@ func parseRange(text string) (lime.Range, error) {
 		return lime.Range{}, fmt.Errorf("%.80q is no range of addresses", text)
 	}
 	return lime.Range{Start: start, End: end}, nil
+}
+
+// limeRAM is the RAM that LiME's image has, all of this host's. It refuses
+// hosts on which that would not be so: the module takes only the lines that are
+// indented under no other and say System RAM and no more, and it takes a range
+// that begins inside a page for one that begins with it. Source: LiME,
+// src/main.c.
+func limeRAM() ([]lime.Range, error) {
+	f, err := os.Open("/proc/iomem")
+	if err != nil {
+		return nil, refuse("lime", Failed, "cannot learn where RAM is: %v", err)
+	}
+	defer f.Close()
+	return parseLimeRAM(f)
+}
+
+func parseLimeRAM(iomem io.Reader) ([]lime.Range, error) {
+	text, err := io.ReadAll(io.LimitReader(iomem, maxIomemBytes))
+	if err != nil {
+		return nil, refuse("lime", Failed, "cannot read iomem: %v", err)
+	}
+	ranges, err := SystemRAM(bytes.NewReader(text))
+	if errors.Is(err, ErrHidden) {
+		return nil, refuse("lime", NoCapability, "%v", err)
+	}
+	if err != nil {
+		return nil, refuse("lime", Failed, "%v", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		_, what, _ := strings.Cut(strings.TrimSpace(line), " : ")
+		if strings.HasPrefix(what, "System RAM (") || what == "System RAM" && strings.HasPrefix(line, " ") {
+			return nil, refuse("lime", Failed, "LiME would leave out the RAM of %.80q in /proc/iomem", strings.TrimSpace(line))
+		}
+	}
+	for _, r := range ranges {
+		if r.Start%pageSize != 0 {
+			return nil, refuse("lime", Failed, "LiME would misread the RAM %v, which begins inside a page", r)
+		}
+	}
+	return ranges, nil
 }
 
 // hostRAM is this host's System RAM.

@@ -199,7 +199,7 @@ func (r *kcoreReader) ReadPhys(ctx context.Context, p []byte, addr uint64) ([]ev
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		s, n := r.find(addr, len(p))
+		s, n := r.find(addr, min(len(p), maxRead))
 		part := p[:n]
 		if s == nil {
 			clear(part)

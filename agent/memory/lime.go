@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,7 +19,9 @@ import (
 const (
 	connectLimit = 20 * time.Second // from loading the module to its first header
 	streamStall  = 30 * time.Second // without a byte
-	unloadTries  = 50               // a tenth of a second apart
+	releaseLimit = 30 * time.Second // from giving up to the end of the load
+	retryPause   = 20 * time.Millisecond
+	unloadTries  = 50 // a tenth of a second apart
 )
 
 // limeStream reads memory from the LiME module, over loopback TCP. Nothing
@@ -28,6 +31,7 @@ type limeStream struct {
 	conn   net.Conn
 	kernel kernel
 	loaded chan error // how loading ended; one value, once the image is sent
+	stall  time.Duration
 
 	mu     sync.Mutex
 	opened bool // owned by mu
@@ -43,8 +47,11 @@ func probeLime(o Options) error {
 	if _, err := os.Stat("/sys/module/lime"); err == nil {
 		return refuse("lime", InUse, "a module lime is loaded already")
 	}
-	_, err := findModule(o)
-	return err
+	path, err := findModule(o)
+	if err != nil {
+		return err
+	}
+	return mayLoad(path)
 }
 
 func openLime(ctx context.Context, o Options) (Source, error) {
@@ -55,9 +62,9 @@ func openLime(ctx context.Context, o Options) (Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	ranges, err := hostRAM()
+	ranges, err := limeRAM()
 	if err != nil {
-		return nil, refuse("lime", Failed, "%v", err)
+		return nil, err
 	}
 	return startLime(ctx, path, ranges, kernel{loadModule, unloadModule})
 }
@@ -71,29 +78,53 @@ func startLime(ctx context.Context, path string, ranges []lime.Range, k kernel) 
 	if err != nil {
 		return nil, refuse("lime", Failed, "%v", err)
 	}
-	s := &limeStream{ranges: ranges, kernel: k, loaded: make(chan error, 1)}
-	go func() { // waited for by Close, through loaded
+	s := &limeStream{ranges: ranges, kernel: k, loaded: make(chan error, 1), stall: streamStall}
+	go func() { // waited for by Close or release, through loaded
 		s.loaded <- k.load(path, fmt.Sprintf("path=tcp:%d format=lime localhostonly=1 timeout=0", port))
 	}()
 	if s.conn, err = s.connect(ctx, port); err != nil {
-		s.release(port)
+		if left := s.release(port); left != nil {
+			return nil, refuse("lime", Failed, "%v; %v", err, left)
+		}
 		return nil, err
 	}
 	return s, nil
 }
 
-// release lets a load go that waits for its client, and takes the module out
-// again.
-func (s *limeStream) release(port int) {
-	for range unloadTries {
-		if conn, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+// release ends a load that nobody wants any more. Neither a load that has not
+// come to listening yet nor one that waits for its client can be called off:
+// it is given a client that leaves at once, until it has ended.
+func (s *limeStream) release(port int) error {
+	end := time.After(releaseLimit)
+	dialer := net.Dialer{Timeout: time.Second}
+	for {
+		if conn, err := dialer.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			conn.Close()
 		}
-		if len(s.loaded) > 0 || s.kernel.unload() == nil {
-			return
+		select {
+		case err := <-s.loaded:
+			return s.unload(err)
+		case <-end:
+			return errors.New("cannot remove module lime: its loading does not end")
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// unload takes the module out of the kernel, if its load ended well. One that
+// did not load is not there, and another's of the same name is not ours.
+func (s *limeStream) unload(loaded error) error {
+	if loaded != nil {
+		return nil
+	}
+	var err error
+	for range unloadTries {
+		if err = s.kernel.unload(); err == nil {
+			return nil
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+	return err
 }
 
 func freePort() (int, error) {
@@ -122,7 +153,7 @@ func (s *limeStream) connect(ctx context.Context, port int) (net.Conn, error) {
 			return nil, loadRefusal(err)
 		case <-ctx.Done():
 			return nil, refuse("lime", Failed, "no connection to the module: %v", context.Cause(ctx))
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(retryPause):
 		}
 	}
 }
@@ -139,7 +170,7 @@ func (s *limeStream) Open() (Reader, error) {
 		return nil, errors.New("cannot read the LiME stream twice")
 	}
 	s.opened = true
-	return &limeReader{conn: s.conn, image: lime.NewReader(s.conn), want: s.ranges}, nil
+	return &limeReader{conn: s.conn, image: lime.NewReader(s.conn), want: slices.Clone(s.ranges), stall: s.stall}, nil
 }
 
 // Close ends the stream and takes the module out of the kernel. The module
@@ -147,30 +178,24 @@ func (s *limeStream) Open() (Reader, error) {
 func (s *limeStream) Close() error {
 	err := s.conn.Close()
 	select {
-	case <-s.loaded: // its status proves nothing: the reader has counted
-	case <-time.After(streamStall):
+	case loaded := <-s.loaded: // it says nothing of the image: the reader has counted
+		return errors.Join(err, s.unload(loaded))
+	case <-time.After(s.stall):
 		return errors.Join(err, errors.New("cannot remove module lime: it does not stop sending"))
 	}
-	for range unloadTries {
-		unloaded := s.kernel.unload()
-		if unloaded == nil {
-			return err
-		}
-		err = unloaded
-		time.Sleep(100 * time.Millisecond)
-	}
-	return err
 }
 
 // limeReader walks the module's image and holds its records against the
-// ranges that it must have.
+// ranges that it must have. A range may come in several records: LiME makes
+// one of each line of /proc/iomem, also where lines are neighbours.
 type limeReader struct {
 	conn  net.Conn
 	image *lime.Reader
-	want  []lime.Range // not yet begun
+	want  []lime.Range // what later records must cover
 	now   lime.Range   // the record at hand
 	next  uint64       // the address of its next byte
 	begun bool
+	stall time.Duration
 }
 
 func (r *limeReader) Close() error { return nil }
@@ -178,31 +203,48 @@ func (r *limeReader) Close() error { return nil }
 func (r *limeReader) ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error) {
 	stop := context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := r.read(ctx, p, addr); err != nil {
+	gaps, err := r.read(ctx, p, addr)
+	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		return nil, fmt.Errorf("cannot read LiME stream at %08x: %w", addr, err)
 	}
-	return nil, nil
+	return gaps, nil
 }
 
-func (r *limeReader) read(ctx context.Context, p []byte, addr uint64) error {
-	for !r.begun || addr > r.now.End {
-		if err := r.advance(ctx); err != nil {
-			return err
+func (r *limeReader) read(ctx context.Context, p []byte, addr uint64) (gaps []evidence.Gap, err error) {
+	for len(p) > 0 {
+		for !r.begun || addr > r.now.End {
+			if err := r.advance(ctx); err != nil {
+				return nil, err
+			}
 		}
+		if addr < r.next {
+			return nil, fmt.Errorf("it has passed this address and cannot go back from %08x", r.next)
+		}
+		if err := r.copy(ctx, nil, addr-r.next); err != nil {
+			return nil, err
+		}
+		n := int(min(uint64(len(p)), r.now.End-addr+1))
+		if err := r.copy(ctx, p[:n], uint64(n)); err != nil {
+			return nil, err
+		}
+		gaps = padding(gaps, r.now, addr, n)
+		p, addr = p[n:], addr+uint64(n)
 	}
-	if addr < r.next {
-		return fmt.Errorf("it has passed this address and cannot go back from %08x", r.next)
+	return gaps, nil
+}
+
+// padding adds what of the n bytes at addr LiME made up: it writes zeros for
+// the last bytes of a record that fill no page. Source: LiME, src/main.c.
+func padding(gaps []evidence.Gap, record lime.Range, addr uint64, n int) []evidence.Gap {
+	start, end := record.End-record.Len()%pageSize+1, addr+uint64(n)-1
+	if start == record.End+1 || end < start {
+		return gaps
 	}
-	if err := r.copy(ctx, nil, addr-r.next); err != nil {
-		return err
-	}
-	if addr+uint64(len(p))-1 > r.now.End {
-		return fmt.Errorf("%d bytes reach beyond its record %v", len(p), r.now)
-	}
-	return r.copy(ctx, p, uint64(len(p)))
+	start = max(start, addr)
+	return add(gaps, start, int(end-start+1), NotInSource, "")
 }
 
 // advance goes to the next record.
@@ -215,15 +257,20 @@ func (r *limeReader) advance(ctx context.Context) error {
 	r.alive(ctx)
 	record, err := r.image.Next()
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: the image ends %d ranges early", io.ErrUnexpectedEOF, len(r.want))
+		return fmt.Errorf("%w: the image ends before %d ranges are whole", io.ErrUnexpectedEOF, len(r.want))
 	}
 	if err != nil {
 		return err
 	}
-	if len(r.want) == 0 || record != r.want[0] {
+	if len(r.want) == 0 || record.Start != r.want[0].Start || record.End > r.want[0].End {
 		return fmt.Errorf("its record %v is not the RAM that /proc/iomem has there", record)
 	}
-	r.want, r.now, r.next, r.begun = r.want[1:], record, record.Start, true
+	if record.End == r.want[0].End {
+		r.want = r.want[1:]
+	} else {
+		r.want[0].Start = record.End + 1
+	}
+	r.now, r.next, r.begun = record, record.Start, true
 	return nil
 }
 
@@ -251,6 +298,6 @@ func (r *limeReader) copy(ctx context.Context, p []byte, n uint64) error {
 // alive gives the stream another while to move.
 func (r *limeReader) alive(ctx context.Context) {
 	if ctx.Err() == nil {
-		_ = r.conn.SetDeadline(time.Now().Add(streamStall))
+		_ = r.conn.SetDeadline(time.Now().Add(r.stall))
 	}
 }

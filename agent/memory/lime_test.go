@@ -145,8 +145,9 @@ func TestLiMEStreamsThatAreNotWhole(t *testing.T) {
 		want string
 	}{
 		{"cut in a range", whole[:0x1000], "EOF"},
-		{"a range is not sent", stream(ram[0]), "ends 1 ranges early"},
-		{"a range of another size", stream(lime.Range{Start: 0x1000, End: 0x1fff}), "not the RAM"},
+		{"a range is not sent", stream(ram[0]), "before 1 ranges are whole"},
+		{"a longer range", stream(lime.Range{Start: 0x1000, End: 0x3fff}), "not the RAM"},
+		{"a shorter range", stream(lime.Range{Start: 0x1000, End: 0x1fff}, ram[1]), "not the RAM"},
 		{"not LiME", bytes.Repeat([]byte("x"), 0x4000), "not a LiME"},
 	}
 	for _, tt := range tests {

@@ -17,9 +17,13 @@ import (
 
 const pageSize = 4096
 
+// maxRead bounds one read of the kernel's, in bytes: older kernels do not
+// yield the processor during it.
+const maxRead = 1 << 20
+
 // NotInSource is the reason of a gap whose bytes are RAM that the source
-// does not offer: the odd bytes at the edge of a range that /proc/kcore
-// rounds to whole pages.
+// does not offer: the odd bytes at the end of a range, less than a page,
+// which /proc/kcore leaves out and LiME writes as zeros.
 const NotInSource evidence.Reason = "not_in_source"
 
 // Source is the memory of a host.
@@ -103,8 +107,8 @@ type candidate struct {
 }
 
 // candidates gives the sources in the order in which they are tried: LiME
-// first, as its image has the edges of ranges too; kcore where there is no
-// module for exactly this kernel.
+// first, as kcore gives zeros, and no error, for pages that the kernel has set
+// aside; kcore where there is no module for exactly this kernel.
 func candidates(prefer string) ([]candidate, error) {
 	lime := candidate{"lime", probeLime, openLime}
 	kcore := candidate{"kcore", probeKcore, openKcore}

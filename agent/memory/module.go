@@ -4,9 +4,11 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -91,9 +93,78 @@ func vermagic(modinfo []byte) string {
 	return ""
 }
 
+// signatureMark ends a module that is signed. Source:
+// include/linux/module_signature.h.
+const signatureMark = "~Module signature appended~\n"
+
+// mayLoad refuses a module that the kernel would not take, as far as can be
+// told without asking it.
+func mayLoad(path string) error {
+	if !capable(unix.CAP_SYS_MODULE) {
+		return refuse("lime", NoCapability, "CAP_SYS_MODULE is needed")
+	}
+	if b, err := os.ReadFile("/proc/sys/kernel/modules_disabled"); err == nil && strings.TrimSpace(string(b)) == "1" {
+		return refuse("lime", NoCapability, "kernel.modules_disabled is 1: no module can be loaded until the next boot")
+	}
+	signed, err := isSigned(path)
+	if err != nil {
+		return refuse("lime", Failed, "cannot read module: %v", err)
+	}
+	if signed { // by whom, only the kernel can tell
+		return nil
+	}
+	if state := lockdownState(); locked(state) {
+		return refuse("lime", Lockdown, "the kernel's lockdown is %s, and %s is not signed", state, path)
+	}
+	if b, err := os.ReadFile("/sys/module/module/parameters/sig_enforce"); err == nil && strings.TrimSpace(string(b)) == "Y" {
+		return refuse("lime", ModuleSignature, "the kernel wants signed modules, and %s is not", path)
+	}
+	return nil
+}
+
+// locked says whether the kernel is locked down to any degree.
+func locked(state string) bool { return state != "" && !strings.Contains(state, "[none]") }
+
+func isSigned(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || size < int64(len(signatureMark)) {
+		return false, err
+	}
+	end := make([]byte, len(signatureMark))
+	_, err = f.ReadAt(end, size-int64(len(end)))
+	return string(end) == signatureMark, err
+}
+
+// capable says whether this process has a capability in effect.
+func capable(capability int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return false
+	}
+	return sets[capability/32].Effective&(1<<(capability%32)) != 0
+}
+
 // loadModule blocks until the module's init has returned. LiME's returns
 // when the image has been sent, and its status says nothing of the image.
+//
+// A signal to the thread that loads would make the module leave a range
+// unfinished, so that thread takes none. It ends with its goroutine, which
+// stays locked to it: call loadModule as the last thing of one of its own.
 func loadModule(path, parameters string) error {
+	runtime.LockOSThread()
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
+		return fmt.Errorf("cannot hold signals back: %w", err)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("cannot open module: %w", err)
@@ -124,7 +195,7 @@ func loadRefusal(err error) error {
 	case unix.EKEYREJECTED, unix.ENOKEY, unix.EBADMSG:
 		return refuse("lime", ModuleSignature, "%v", err)
 	case unix.EPERM:
-		if state := lockdownState(); state != "" && !strings.Contains(state, "[none]") {
+		if state := lockdownState(); locked(state) {
 			return refuse("lime", Lockdown, "the kernel's lockdown is %s: %v", state, err)
 		}
 		return refuse("lime", NoCapability, "CAP_SYS_MODULE is needed: %v", err)

@@ -52,11 +52,11 @@ func (f *patient) readAt(ctx context.Context, p []byte, offset int64) error {
 	}
 	done := make(chan error, 1)
 	go func() {
-		defer func() { <-f.hung }()
 		n, err := file.ReadAt(buffer, offset)
 		if n == len(buffer) {
 			err = nil
 		}
+		<-f.hung // before done: the next read may begin at once
 		done <- err
 	}()
 	timer := time.NewTimer(f.limit)
