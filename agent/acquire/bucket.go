@@ -2,6 +2,7 @@ package acquire
 
 import (
 	"context"
+	"errors"
 
 	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/agent/upload"
@@ -55,7 +56,12 @@ func (s *bucketSlot) Grant(ctx context.Context, p pack.Part) (upload.Grant, erro
 	return s.bucket.Ledger.GrantPart(ctx, s.bucket.Order, s.id, p)
 }
 
+// Close leaves the item open where only this agent is ending: the collector
+// waits for its successor, which goes on where it stopped.
 func (s *bucketSlot) Close(ctx context.Context, parts int32, why error) error {
+	if errors.Is(why, context.Canceled) {
+		return nil
+	}
 	reason := ""
 	if why != nil {
 		reason = why.Error()

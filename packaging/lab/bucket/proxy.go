@@ -56,11 +56,10 @@ type Proxy struct {
 	forward  *httputil.ReverseProxy
 
 	mu     sync.Mutex
-	faults []*Fault // owned by mu
-	struck int      // owned by mu
-	parts  int      // uploads of parts that were answered 200; owned by mu
-	bytes  int64    // in them; owned by mu
-	onPart func()   // called after each, without mu; owned by mu
+	faults []*Fault     // owned by mu
+	struck int          // owned by mu
+	parts  []string     // paths of the parts' uploads that were answered 200; owned by mu
+	onPart func(string) // called after each with its path, without mu; owned by mu
 }
 
 func newProxy(backend string, authority *pki.Authority) (*Proxy, error) {
@@ -110,8 +109,8 @@ func (p *Proxy) Inject(f Fault) {
 	p.faults = append(p.faults, &f)
 }
 
-// OnPart has f called after each part that was stored.
-func (p *Proxy) OnPart(f func()) {
+// OnPart has f called with its path after each part that was stored.
+func (p *Proxy) OnPart(f func(path string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.onPart = f
@@ -124,11 +123,17 @@ func (p *Proxy) Struck() int {
 	return p.struck
 }
 
-// Parts is how many parts were stored, and their bytes.
-func (p *Proxy) Parts() (n int, bytes int64) {
+// PartsOf is how many parts were stored of objects whose key has this in it.
+func (p *Proxy) PartsOf(infix string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.parts, p.bytes
+	n := 0
+	for _, path := range p.parts {
+		if strings.Contains(path, infix) {
+			n++
+		}
+	}
+	return n
 }
 
 // next takes the first fault that strikes a request.
@@ -182,12 +187,11 @@ func (p *Proxy) count(answer *http.Response) error {
 		return nil
 	}
 	p.mu.Lock()
-	p.parts++
-	p.bytes += answer.Request.ContentLength
+	p.parts = append(p.parts, answer.Request.URL.Path)
 	call := p.onPart
 	p.mu.Unlock()
 	if call != nil {
-		call()
+		call(answer.Request.URL.Path)
 	}
 	return nil
 }

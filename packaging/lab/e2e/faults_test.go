@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
+	"github.com/quicklime-ir/quicklime/packaging/lab/world"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// memoryItem gives the image's item.
+func memoryItem(t *testing.T, c casefile.Case) evidence.Item {
+	t.Helper()
+	for _, i := range c.Items {
+		if i.Kind == evidence.Memory {
+			return i
+		}
+	}
+	t.Fatal("the case has no memory image")
+	return evidence.Item{}
+}
+
+// TestNoAgent: nobody answers on the instance. The AMI is taken and the
+// instance contained all the same, and everyone is told what is missing.
+func TestNoAgent(t *testing.T) {
+	t.Parallel()
+	w := start(t, nil)
+	if err := w.Find(world.Compromised(world.Victim)); err != nil {
+		t.Fatal(err)
+	}
+	c := await(t, w, "its end", ended)
+	got := outcomes(c)
+	for _, step := range []string{"volatile", "memory", "live"} {
+		if s, _ := c.StepNamed(step); s.Outcome != casefile.Failed || !strings.Contains(s.Detail, "no agent answers") {
+			t.Errorf("step %s: %s, %s", step, s.Outcome, s.Detail)
+		}
+	}
+	for _, step := range []string{"protect", "image", "contain", "verify", "seal", "report"} {
+		if got[step] != casefile.Done {
+			t.Errorf("step %s: %s", step, got[step])
+		}
+	}
+	if len(c.Missing) != 3 {
+		t.Errorf("missing %+v", c.Missing)
+	}
+	contained(t, w, world.Victim)
+	if out := verify(t, w); !strings.Contains(out, "missing   memory: no agent answers") {
+		t.Errorf("verify says:\n%s", out)
+	}
+	messages := w.Discord.Messages()
+	if last := messages[len(messages)-1].Embeds[0]; !strings.Contains(last.Title, "not all is well") || !strings.Contains(last.Fields[0].Value, "no agent answers") {
+		t.Errorf("Discord was told %+v", last)
+	}
+}
+
+// dieAfter ends an agent once so many parts are stored.
+func dieAfter(w *world.World, parts int, a *world.Agent) (died <-chan error) {
+	done := make(chan error, 1)
+	var once sync.Once
+	var mu sync.Mutex
+	left := parts
+	w.S3.OnPart(func(key string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !strings.Contains(key, "/memory/") {
+			return
+		}
+		if left--; left == 0 {
+			once.Do(func() { go func() { done <- a.Stop() }() })
+		}
+	})
+	return done
+}
+
+// TestTheAgentDiesInTheMiddleOfTheDump and does not come back: what was
+// stored is kept, labelled, and proven as what it is.
+func TestTheAgentDiesInTheMiddleOfTheDump(t *testing.T) {
+	t.Parallel()
+	w := start(t, nil)
+	image, root := host(t)
+	a, err := w.StartAgent(world.Victim, image, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	died := dieAfter(w, 2, a)
+	w.S3.Inject(bucket.Fault{Kind: bucket.SlowDown, Match: bucket.PartUploadOf("/memory/"), Times: 2})
+	if err := w.Find(world.Compromised(world.Victim)); err != nil {
+		t.Fatal(err)
+	}
+	c := await(t, w, "its end", ended)
+	if err := <-died; err != nil {
+		t.Fatal(err)
+	}
+	item := memoryItem(t, c)
+	if s, _ := c.StepNamed("memory"); s.Outcome != casefile.Partly || item.Status != evidence.Partial || item.Size == 0 {
+		t.Errorf("step %+v, item %+v", s, item)
+	}
+	contained(t, w, world.Victim)
+	if out := verify(t, w); !strings.Contains(out, "partial") || !strings.Contains(out, "PROVEN: case "+c.ID) {
+		t.Errorf("verify says:\n%s", out)
+	}
+}
+
+// TestAnAgentThatComesBackGoesOn: the next agent knows nothing of the first,
+// and stores only what is not stored yet.
+func TestAnAgentThatComesBackGoesOn(t *testing.T) {
+	t.Parallel()
+	w := start(t, func(c *world.Config) { c.Collector = []string{"--agent-wait", "40s", "--stall", "40s"} })
+	image, root := host(t)
+	first, err := w.StartAgent(world.Victim, image, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	died := dieAfter(w, 3, first)
+	if err := w.Find(world.Compromised(world.Victim)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-died; err != nil {
+		t.Fatal(err)
+	}
+	stored := w.S3.PartsOf("/memory/")
+	second, err := w.StartAgent(world.Victim, image, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := second.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	c := await(t, w, "its end", ended)
+	if item := memoryItem(t, c); item.Status != evidence.Whole {
+		t.Errorf("item %s: %s", item.Status, item.Error)
+	}
+	if parts := w.S3.PartsOf("/memory/"); stored < 3 || parts > 6+1 {
+		t.Errorf("%d parts were stored, %d of them by the first agent; the image has 6", parts, stored)
+	}
+	verify(t, w)
+}
+
+// TestTheWayToS3: what happens to parts on their way is mended, and none but
+// the granted bytes become evidence.
+func TestTheWayToS3(t *testing.T) {
+	tests := []struct {
+		name  string
+		fault bucket.Fault
+	}{
+		{"S3 is overloaded for a while", bucket.Fault{Kind: bucket.SlowDown, Times: 7}},
+		{"a byte is changed on the way", bucket.Fault{Kind: bucket.FlipByte, Times: 2}},
+		{"connections are cut", bucket.Fault{Kind: bucket.Reset, Times: 4}},
+		{"answers are lost", bucket.Fault{Kind: bucket.LostReply, Times: 4}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, func(c *world.Config) { c.Collector = []string{"--agent-wait", "30s", "--stall", "60s"} })
+			attach(t, w, world.Victim)
+			tt.fault.Match = bucket.PartUpload
+			w.S3.Inject(tt.fault)
+			if err := w.Find(world.Compromised(world.Victim)); err != nil {
+				t.Fatal(err)
+			}
+			c := await(t, w, "its end", ended)
+			for step, outcome := range outcomes(c) {
+				if outcome != casefile.Done {
+					s, _ := c.StepNamed(step)
+					t.Errorf("step %s: %s, %s", step, outcome, s.Detail)
+				}
+			}
+			if w.S3.Struck() != tt.fault.Times {
+				t.Errorf("the fault struck %d times, want %d", w.S3.Struck(), tt.fault.Times)
+			}
+			verify(t, w)
+		})
+	}
+}
+
+// TestDiscordIsBusy: a message that is refused for now is told later.
+func TestDiscordIsBusy(t *testing.T) {
+	t.Parallel()
+	w := start(t, nil)
+	attach(t, w, world.Victim)
+	w.Discord.Limit(3)
+	if err := w.Find(world.Compromised(world.Victim)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, w, "its end", ended)
+	if n := len(w.Discord.Messages()); n != 2 {
+		t.Errorf("%d messages came, want 2", n)
+	}
+}
