@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -21,6 +22,7 @@ import (
 	"github.com/quicklime-ir/quicklime/agent/artifact"
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/agent/upload"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
@@ -364,5 +366,52 @@ func TestBudget(t *testing.T) {
 	}
 	if _, workers := budget(64<<30, 2); workers != 4 {
 		t.Errorf("%d workers on 2 processors", workers)
+	}
+}
+
+// book is a ledger that remembers how an item was closed.
+type book struct {
+	closed bool
+	reason string
+}
+
+func (b *book) OpenItem(context.Context, string, evidence.Item) (string, []evidence.Part, bool, error) {
+	return "memory.memory", []evidence.Part{{Number: 2}}, false, nil
+}
+
+func (b *book) GrantPart(context.Context, string, string, pack.Part) (upload.Grant, error) {
+	return upload.Grant{Stored: true}, nil
+}
+
+func (b *book) CloseItem(_ context.Context, _, _ string, _ int32, reason string) error {
+	b.closed, b.reason = true, reason
+	return nil
+}
+
+// TestWhoClosesAnItemInTheBucket: an order that failed closes it, an agent
+// that only ends leaves it to its successor.
+func TestWhoClosesAnItemInTheBucket(t *testing.T) {
+	tests := []struct {
+		name   string
+		why    error
+		closed bool
+		reason string
+	}{
+		{"all of it was read", nil, true, ""},
+		{"the collector cancelled it", errors.New("cancelled by the collector: too slow"), true, "cancelled by the collector: too slow"},
+		{"the agent is told to end", fmt.Errorf("cannot store part 3: %w", context.Canceled), false, ""},
+	}
+	for _, tt := range tests {
+		b := &book{}
+		s, err := Bucket{Ledger: b, Order: "c/memory"}.Open(t.Context(), evidence.Item{})
+		if err != nil || !s.Has(2) || s.Has(1) || s.Closed() {
+			t.Fatalf("%s: slot %+v, %v", tt.name, s, err)
+		}
+		if err := s.Put(t.Context(), pack.Part{Number: 1}); err != nil {
+			t.Errorf("%s: a part that is stored already: %v", tt.name, err)
+		}
+		if err := s.Close(t.Context(), 3, tt.why); err != nil || b.closed != tt.closed || b.reason != tt.reason {
+			t.Errorf("%s: closed %v with reason %q, %v", tt.name, b.closed, b.reason, err)
+		}
 	}
 }
