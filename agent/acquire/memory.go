@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/agent/pack"
@@ -157,7 +156,7 @@ func (j *imageJob) take() (int32, bool) {
 // read packs one part: a LiME record for each of its ranges, so that any set
 // of parts, in their order, is an image by itself.
 func (j *imageJob) read(ctx context.Context, reader memory.Reader, builder *pack.Builder, buffer []byte, number int32) (pack.Part, error) {
-	started, monotonic := time.Now(), sinceBoot()
+	started, monotonic := time.Now(), pack.SinceBoot()
 	ranges := j.parts[number-1]
 	var gaps []evidence.Gap
 	builder.Reset(number)
@@ -240,14 +239,4 @@ func total(ranges []lime.Range) uint64 {
 		n += r.Len()
 	}
 	return n
-}
-
-// sinceBoot is the clock that no one can set: time since boot, suspended
-// time included. Source: clock_gettime(2), CLOCK_BOOTTIME.
-func sinceBoot() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
 }

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sinceBoot is the time since the host was started, sleep included; 0 where
+// SinceBoot is the time since the host was started, sleep included; 0 where
 // the kernel does not tell. Source: clock_gettime(2), CLOCK_BOOTTIME.
-func sinceBoot() time.Duration {
+func SinceBoot() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		return 0

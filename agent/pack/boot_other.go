@@ -4,5 +4,5 @@ package pack
 
 import "time"
 
-// sinceBoot is not known here.
-func sinceBoot() time.Duration { return 0 }
+// SinceBoot is not known here.
+func SinceBoot() time.Duration { return 0 }

@@ -45,7 +45,7 @@ func NewWriter(ctx context.Context, sink Sink, o Options) (*Writer, error) {
 		return nil, err
 	}
 	builder.Reset(1)
-	return &Writer{ctx: ctx, sink: sink, builder: builder, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now(), booted: sinceBoot()}, nil
+	return &Writer{ctx: ctx, sink: sink, builder: builder, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now(), booted: SinceBoot()}, nil
 }
 
 // Write implements io.Writer.
@@ -92,7 +92,7 @@ func (w *Writer) send(last bool) {
 	}
 	w.parts++
 	w.builder.Reset(w.parts + 1)
-	w.started, w.booted = time.Now(), sinceBoot()
+	w.started, w.booted = time.Now(), SinceBoot()
 }
 
 // Close sends the last part. A compressed stream of nothing is one part, an
