@@ -87,7 +87,7 @@ type runCmd struct {
 	Cert      string `help:"This agent's certificate (PEM)." type:"path" default:"/etc/quicklime/agent.crt"`
 	Key       string `help:"Its private key (PEM)." type:"path" default:"/etc/quicklime/agent.key"`
 	CA        string `help:"Certificate authority of the collector (PEM)." type:"path" default:"/etc/quicklime/ca.crt"`
-	S3CA      string `name:"s3-ca" help:"Certificate authority of the S3 endpoint (PEM), where it is not one that the system trusts." type:"path"`
+	S3CA      string `name:"s3-ca" env:"QUICKLIME_S3_CA" help:"Certificate authority of the S3 endpoint (PEM), where it is not one that the system trusts." type:"path"`
 }
 
 // Run attaches until it is told to stop.

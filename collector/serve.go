@@ -36,7 +36,7 @@ import (
 )
 
 // serveCmd is the service's whole configuration. Each flag can also be given
-// as an environment variable: QUICKLIME_SERVE_ and the flag's name. AWS credentials, regions
+// as an environment variable, QUICKLIME_ and the flag's name. AWS credentials, regions
 // and endpoints come from the AWS SDK's own variables and files.
 type serveCmd struct {
 	dataFlag

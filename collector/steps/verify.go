@@ -13,6 +13,10 @@ import (
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
+// settles is how long EC2 may show interfaces as they were before they were
+// changed. Source: Amazon EC2 API Reference, "Eventual consistency".
+const settles = 30 * time.Second
+
 // verify reads back what was done: the interfaces' groups from EC2, each
 // object's hash and size from S3, the AMI's state. What does not hold is
 // named; an answer of 200 to an earlier call proves nothing.
@@ -24,6 +28,9 @@ func (s *Story) verify(ctx context.Context, run *playbook.Run) error {
 	contained := s.checkInterfaces(ctx, run, c, ec2)
 	if errors.As(contained, new(playbook.Again)) {
 		return contained
+	}
+	if step, _ := c.StepNamed(Verify); contained != nil && time.Since(step.Started) < settles {
+		return playbook.Again{Err: contained}
 	}
 	stored := s.checkObjects(ctx, c)
 	imaged := s.awaitImage(ctx, run, c, ec2)
