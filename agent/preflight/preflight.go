@@ -52,7 +52,10 @@ type Report struct {
 	Memory   []memory.Verdict `json:"memorySources"`
 	Lockdown string           `json:"lockdown"` // as the kernel writes it
 	Lacking  []string         `json:"lackingCapabilities,omitempty"`
-	Reach    []Reach          `json:"reach,omitempty"`
+	// KptrRestrict is kernel.kptr_restrict; 2 hides the kernel's symbols from
+	// all, and "" is not known.
+	KptrRestrict string  `json:"kptrRestrict,omitempty"`
+	Reach        []Reach `json:"reach,omitempty"`
 }
 
 // Reach is whether somebody could be reached.
@@ -76,6 +79,7 @@ var needed = []struct {
 	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "to read other users' processes"},
 	{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "to read other users' files"},
 	{unix.CAP_SYSLOG, "CAP_SYSLOG", "to see kernel symbols"},
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to see all that the kernel knows of sockets"},
 }
 
 // Check looks at this host.
@@ -90,6 +94,9 @@ func Check(ctx context.Context, o Options) Report {
 			r.Lacking = append(r.Lacking, c.name)
 			r.mind(Degraded, "%s is lacking, %s", c.name, c.why)
 		}
+	}
+	if r.KptrRestrict = line("/proc/sys/kernel/kptr_restrict"); r.KptrRestrict == "2" {
+		r.mind(Degraded, "kernel.kptr_restrict is 2, which hides kernel symbols from all: set it to 1")
 	}
 	usable := 0
 	for _, v := range r.Memory {
@@ -175,6 +182,9 @@ func (r Report) WriteText(w io.Writer) error {
 		fmt.Fprintf(t, "\t%s\n", reason)
 	}
 	fmt.Fprintf(t, "kernel\t%s\nlockdown\t%s\n", r.Kernel, r.Lockdown)
+	if r.KptrRestrict != "" {
+		fmt.Fprintf(t, "kptr_restrict\t%s\n", r.KptrRestrict)
+	}
 	if r.RAMBytes > 0 {
 		fmt.Fprintf(t, "RAM\t%d MiB\n", r.RAMBytes>>20)
 	}
