@@ -192,3 +192,35 @@ func TestDiscordIsBusy(t *testing.T) {
 		t.Errorf("%d messages came, want 2", n)
 	}
 }
+
+// TestACaptureThatGetsNowhere: S3 takes nothing for good. Each capture is
+// given up, by its stall or by its deadline, and the rest goes on.
+func TestACaptureThatGetsNowhere(t *testing.T) {
+	tests := []struct {
+		name  string
+		flags []string
+		says  string
+	}{
+		{"it stalls", []string{"--stall", "4s"}, "makes no progress"},
+		{"its deadline passes", []string{"--stall", "1m", "--volatile-limit", "3s", "--memory-limit", "3s", "--live-limit", "3s"}, "passed its limit of 3s"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, func(c *world.Config) { c.Collector = tt.flags })
+			attach(t, w, world.Victim)
+			w.S3.Inject(bucket.Fault{Kind: bucket.SlowDown, Match: bucket.PartUpload, Times: 1 << 30})
+			if err := w.Find(world.Compromised(world.Victim)); err != nil {
+				t.Fatal(err)
+			}
+			c := await(t, w, "its end", ended)
+			for _, step := range []string{"volatile", "memory", "live"} {
+				if s, _ := c.StepNamed(step); s.Outcome != casefile.Failed || !strings.Contains(s.Detail, tt.says) {
+					t.Errorf("step %s: %s, %s", step, s.Outcome, s.Detail)
+				}
+			}
+			contained(t, w, world.Victim)
+			verify(t, w)
+		})
+	}
+}
