@@ -33,6 +33,7 @@ type evidence struct {
 	image    string // where the exported image goes
 	facts    guest.Facts
 	c        casefile.Case
+	out      io.Writer // where the command's list of objects goes
 }
 
 // check holds the evidence against the truth, from outside: by the public
@@ -76,11 +77,17 @@ func (e evidence) steps(context.Context) (string, error) {
 	return fmt.Sprintf("%d steps, %d interfaces, %d snapshots", len(e.c.Steps), len(e.c.Interfaces), len(e.c.Image.Snapshots)), nil
 }
 
-// proven runs the command that anyone can run.
+// proven runs the command that anyone can run, and shows the objects with
+// their sizes and SHA-256 as it found them.
 func (e evidence) proven(ctx context.Context) (string, error) {
 	said, err := exec.CommandContext(ctx, e.binaries.Collector, "verify", "--dir", e.copied, "--key", e.key).CombinedOutput()
 	if err != nil || !strings.Contains(string(said), "PROVEN: case "+e.c.ID) {
 		return "", fmt.Errorf("verify: %w\n%s", err, said)
+	}
+	for line := range strings.Lines(string(said)) {
+		if strings.Contains(line, " cases/") || strings.Contains(line, " sha256 ") {
+			fmt.Fprint(e.out, line)
+		}
 	}
 	return "PROVEN", nil
 }

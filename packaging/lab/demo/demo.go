@@ -100,7 +100,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := show(ctx, o.Out, w, c); err != nil {
 		return err
 	}
-	return check(ctx, o.Out, evidence{binaries: o.Binaries, copied: copied, key: key, image: filepath.Join(dir, "memory.lime"), facts: facts, c: c})
+	return check(ctx, o.Out, evidence{binaries: o.Binaries, copied: copied, key: key, image: filepath.Join(dir, "memory.lime"), facts: facts, c: c, out: o.Out})
 }
 
 // folder is where the demo works: the kept one, or a temporary one.
