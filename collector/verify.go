@@ -19,7 +19,7 @@ type verifyCmd struct {
 	Case   string `arg:"" optional:"" help:"The case's id; none: every case there is."`
 	Dir    string `help:"A downloaded copy of the bucket; objects lie in it by their keys." type:"existingdir" xor:"where"`
 	Bucket string `help:"The evidence bucket." xor:"where"`
-	Key    string `help:"The public key (PEM)." type:"existingfile" required:""`
+	Key    string `help:"The public key (PEM)." type:"existingfile" required:"" env:"-"` // QUICKLIME_KEY is the service's own
 }
 
 func (c *verifyCmd) Run(ctx context.Context, out io.Writer) error {
