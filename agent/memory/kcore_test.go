@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -176,12 +177,10 @@ func TestKcoreThatIsNotThere(t *testing.T) {
 
 // badPages fails reads that touch a page at one of these offsets.
 type badPages struct {
-	bad   map[int64]error
-	reads int
+	bad map[int64]error
 }
 
 func (f *badPages) ReadAt(p []byte, off int64) (int, error) {
-	f.reads++
 	for at, err := range f.bad {
 		if at < off+int64(len(p)) && at+pageSize > off {
 			return 0, err
@@ -197,7 +196,7 @@ func (f *badPages) Close() error { return nil }
 
 func reader(f handle) *kcoreReader {
 	return &kcoreReader{segments: []segment{{lime.Range{Start: 0x100000, End: 0x1fffff}, 0}},
-		file: &patient{open: func() (handle, error) { return f, nil }, current: f, limit: 50 * time.Millisecond}}
+		file: &patient{open: func() (handle, error) { return f, nil }, current: f, limit: readLimit}}
 }
 
 // TestOneBadPage: the kernel gives nothing of a read that touches a bad page.
@@ -236,35 +235,39 @@ func (f *hanging) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestAReadThatHangsIsGivenUp(t *testing.T) {
-	f := &hanging{release: make(chan struct{})}
-	defer close(f.release)
-	r := reader(f)
-	p := make([]byte, 2*pageSize)
-	gaps, err := r.ReadPhys(t.Context(), p, 0x102000)
-	if err != nil || len(gaps) != 1 || gaps[0].Reason != evidence.TimedOut {
-		t.Fatalf("gaps %v, error %v", gaps, err)
-	}
-	if gaps, err := r.ReadPhys(t.Context(), p, 0x104000); err != nil || gaps != nil || p[0] != 7 {
-		t.Errorf("the read after it: gaps %v, error %v", gaps, err)
-	}
-	for range maxHung {
-		_, err = r.ReadPhys(t.Context(), p, 0x102000)
-	}
-	if !errors.Is(err, errTooManyHung) {
-		t.Errorf("reads hang without bound: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := &hanging{release: make(chan struct{})}
+		defer close(f.release)
+		r := reader(f)
+		p := make([]byte, 2*pageSize)
+		gaps, err := r.ReadPhys(t.Context(), p, 0x102000)
+		if err != nil || len(gaps) != 1 || gaps[0].Reason != evidence.TimedOut {
+			t.Fatalf("gaps %v, error %v", gaps, err)
+		}
+		if gaps, err := r.ReadPhys(t.Context(), p, 0x104000); err != nil || gaps != nil || p[0] != 7 {
+			t.Errorf("the read after it: gaps %v, error %v", gaps, err)
+		}
+		for range maxHung {
+			_, err = r.ReadPhys(t.Context(), p, 0x102000)
+		}
+		if !errors.Is(err, errTooManyHung) {
+			t.Errorf("reads hang without bound: %v", err)
+		}
+	})
 }
 
 func TestACancelledReadEnds(t *testing.T) {
-	f := &hanging{release: make(chan struct{})}
-	defer close(f.release)
-	r := reader(f)
-	r.file.limit = time.Hour
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if _, err := r.ReadPhys(ctx, make([]byte, pageSize), 0x102000); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("error %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := &hanging{release: make(chan struct{})}
+		defer close(f.release)
+		r := reader(f)
+		r.file.limit = time.Hour
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if _, err := r.ReadPhys(ctx, make([]byte, pageSize), 0x102000); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+	})
 }
 
 func TestSystemRAM(t *testing.T) {
