@@ -17,10 +17,10 @@ import (
 
 // Bounds of a memory capture.
 const (
-	readBytes      = 1 << 20  // of one read, and of one zstd frame
-	smallPart      = 8 << 20  // RAM in a part, on small hosts
-	largePart      = 16 << 20 // and on others
-	smallHost      = 2 << 30  // RAM
+	readBytes      = 1 << 20   // of one read, and of one zstd frame
+	smallPart      = 8 << 20   // RAM in a part, on small hosts
+	largePart      = 16 << 20  // and on others
+	smallHost      = 400 << 20 // RAM: a larger part would not fit its 5 %
 	MaxWorkers     = 8
 	leastMemory    = 12 << 20  // one worker must fit, whatever the host
 	mostMemory     = 256 << 20 // of all workers
