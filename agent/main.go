@@ -77,8 +77,8 @@ type memoryFlags struct {
 	Modules string `help:"Folder of prebuilt LiME modules, RELEASE/lime.ko." type:"path" default:"/usr/lib/quicklime/modules"`
 }
 
-func (f memoryFlags) options(log *slog.Logger) memory.Options {
-	return memory.Options{ModuleDir: f.Modules, Log: log}
+func (f memoryFlags) options() memory.Options {
+	return memory.Options{ModuleDir: f.Modules}
 }
 
 type runCmd struct {
@@ -96,7 +96,7 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	hello, err := newGreeter(ctx, version, c.options(log))
+	hello, err := newGreeter(ctx, version, c.options())
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	taker := &acquire.Acquirer{Memory: c.options(log), Host: &artifact.Host{Log: log}, Log: log}
+	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log}
 	authorities, err := c.authorities()
 	if err != nil {
 		return err
@@ -159,8 +159,8 @@ type preflightCmd struct {
 }
 
 // Run prints the report; a host that cannot be captured is an error.
-func (c *preflightCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
-	report := preflight.Check(ctx, preflight.Options{Memory: c.options(log), Collector: c.Collector, S3: c.S3})
+func (c *preflightCmd) Run(ctx context.Context, out io.Writer) error {
+	report := preflight.Check(ctx, preflight.Options{Memory: c.options(), Collector: c.Collector, S3: c.S3})
 	var err error
 	if c.JSON {
 		e := json.NewEncoder(out)
@@ -206,7 +206,7 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		defer func() { err = errors.Join(err, folder.Close()) }()
 		place = folder
 	}
-	taker := &acquire.Acquirer{Memory: c.options(log), Host: &artifact.Host{Log: log}, Log: log}
+	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log}
 	for _, kind := range kinds {
 		began := time.Now()
 		r := taker.Run(ctx, acquire.Order{Kind: kind, MemorySource: c.Source, Compression: evidence.Compression(c.Compression)}, place, progressLine(kind))

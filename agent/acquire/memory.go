@@ -37,7 +37,11 @@ func (a *Acquirer) memory(ctx context.Context, order Order, place Place, m *mete
 	if err != nil {
 		return Result{Err: err, Refused: refused}
 	}
-	defer source.Close()
+	defer func() {
+		if err := source.Close(); err != nil {
+			a.Log.Error("memory source left something behind", "source", source.Name(), "error", err)
+		}
+	}()
 	result := Result{Source: source.Name(), Refused: refused}
 	for _, r := range refused {
 		a.Log.Warn("memory source refused", "source", r.Source, "reason", r.Reason, "detail", r.Detail)

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/lime"
@@ -88,7 +87,6 @@ type Options struct {
 	Prefer    string // auto (or ""), kcore, lime or file
 	ModuleDir string // prebuilt modules, RELEASE/lime.ko
 	File      string // with file: a LiME image that is read as if it were the host
-	Log       *slog.Logger
 }
 
 // Verdict says whether a source could be used.
