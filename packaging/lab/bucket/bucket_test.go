@@ -11,19 +11,23 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"path/filepath"
-	"strings"
+	"os/signal"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"go.uber.org/goleak"
 
 	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/packaging/lab/pki"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
+
+// besideRole has the server keep metadata in files beside.
+const besideRole = "QUICKLIME_TEST_BESIDE"
 
 // TestMain lets the test binary play the server's process, as quicklime-lab
 // does.
@@ -37,25 +41,30 @@ func TestMain(m *testing.M) {
 			}
 			return ""
 		}
-		fmt.Println(Serve(context.Background(), Config{Root: arg("--root"), Addr: arg("--addr"), Region: arg("--region"),
-			AccessKey: os.Getenv("AWS_ACCESS_KEY_ID"), SecretKey: os.Getenv("AWS_SECRET_ACCESS_KEY")}))
-		os.Exit(1)
+		attributes := keepsAttributes
+		if os.Getenv(besideRole) != "" {
+			attributes = func(string) (bool, error) { return false, nil }
+		}
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		if err := serve(ctx, Config{Root: arg("--root"), Addr: arg("--addr"), Region: arg("--region"),
+			AccessKey: os.Getenv("AWS_ACCESS_KEY_ID"), SecretKey: os.Getenv("AWS_SECRET_ACCESS_KEY")}, attributes); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
-// start gives a server, and a locker on its bucket.
-func start(t *testing.T) (*Server, *locker.Locker) {
+// serverAt gives a server with its data in a folder, and its authority.
+func serverAt(t *testing.T, root string) (*Server, *pki.Authority) {
 	t.Helper()
 	authority, err := pki.New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca := filepath.Join(t.TempDir(), "ca.crt")
-	if err := os.WriteFile(ca, authority.PEM, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s, err := Start(t.Context(), os.Args[0], "evidence", Config{Root: t.TempDir(), Region: "eu-central-1", AccessKey: "AKIALAB", SecretKey: "secret"}, authority, os.Stderr)
+	s, err := Start(t.Context(), os.Args[0], "evidence", Config{Root: root, Region: "eu-central-1", AccessKey: "AKIALAB", SecretKey: "secret"}, authority, os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,8 +73,15 @@ func start(t *testing.T) (*Server, *locker.Locker) {
 			t.Error(err)
 		}
 	})
+	return s, authority
+}
+
+// start gives a server, and a locker on its bucket.
+func start(t *testing.T) (*Server, *locker.Locker) {
+	t.Helper()
+	s, _ := serverAt(t, t.TempDir())
 	sdk := aws.Config{Region: "eu-central-1", Credentials: credentials.NewStaticCredentialsProvider("AKIALAB", "secret", ""),
-		BaseEndpoint: aws.String(s.URL()), HTTPClient: s.Client().Options().HTTPClient}
+		BaseEndpoint: aws.String(s.URL()), HTTPClient: s.http}
 	l, err := locker.New(sdk, locker.Config{Bucket: "evidence", Retention: time.Hour}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +99,7 @@ func put(t *testing.T, s *Server, g locker.Grant, body []byte) (int, string) {
 	for name, value := range g.Headers {
 		q.Header.Set(name, value)
 	}
-	answer, err := s.Client().Options().HTTPClient.Do(q)
+	answer, err := s.http.Do(q)
 	if err != nil {
 		return 0, err.Error()
 	}
@@ -98,7 +114,7 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// TestTheServerHoldsWhatTheLockerRelieson runs the locker against the real
+// TestTheServerHoldsWhatTheLockerReliesOn runs the locker against the real
 // server: what S3 must refuse is refused, and what is stored stays.
 func TestTheServerHoldsWhatTheLockerReliesOn(t *testing.T) {
 	s, l := start(t)
@@ -146,51 +162,5 @@ func TestTheServerHoldsWhatTheLockerReliesOn(t *testing.T) {
 	}
 	if _, err := l.Put(ctx, key, []byte("other")); !errors.Is(err, locker.ErrExists) {
 		t.Errorf("writing over an object: %v", err)
-	}
-}
-
-func TestFaults(t *testing.T) {
-	s, l := start(t)
-	key := locker.Key("c1", "i-0123456789abcdef0", evidence.Item{Kind: evidence.Live, Name: "files", Format: evidence.Tar})
-	upload, err := l.Begin(t.Context(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body := randomBytes(1 << 20)
-	g, err := l.Grant(t.Context(), key, upload, 1, uint64(len(body)), sha256.Sum256(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, tt := range []struct {
-		name   string
-		kind   FaultKind
-		code   int
-		text   string
-		stored int
-	}{
-		{"slow down", SlowDown, 503, "SlowDown", 0},
-		{"a byte flipped on the way", FlipByte, 400, "BadDigest", 0},
-		{"the connection cut", Reset, 0, "", 0},
-		{"the answer lost", LostReply, 0, "", 1},
-	} {
-		s.Inject(Fault{Kind: tt.kind, Match: PartUpload, Times: 1})
-		if code, text := put(t, s, g, body); code != tt.code || !strings.Contains(text, tt.text) {
-			t.Errorf("%s: answer %d %s, want %d %s", tt.name, code, text, tt.code, tt.text)
-		}
-		if stored, err := l.Stored(t.Context(), key, upload); err != nil || len(stored) != tt.stored {
-			t.Errorf("%s: %d parts stored, %v", tt.name, len(stored), err)
-		}
-	}
-	if s.Struck() != 4 {
-		t.Errorf("%d faults struck", s.Struck())
-	}
-}
-
-func TestEncryptionIsRefusedNotIgnored(t *testing.T) {
-	s, _ := start(t)
-	_, err := s.Client().PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("evidence"), Key: aws.String("x"),
-		ServerSideEncryption: "aws:kms", Body: strings.NewReader("x")})
-	if err == nil || !strings.Contains(err.Error(), "NotImplemented") {
-		t.Errorf("error %v", err)
 	}
 }

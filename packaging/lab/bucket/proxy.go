@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -13,53 +14,35 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/pki"
 )
 
-// FaultKind says what goes wrong.
-type FaultKind int
-
-// The kinds of faults.
-const (
-	SlowDown  FaultKind = iota // answered 503 SlowDown, nothing is done
-	FlipByte                   // one byte of the request's body is changed on the way
-	Reset                      // the connection is cut in the middle of the body
-	LostReply                  // done, but the answer is lost
-)
-
-// Fault is a fault that strikes so many times.
-type Fault struct {
-	Kind  FaultKind
-	Match func(*http.Request) bool // nil strikes every request
-	Times int
-}
-
-// PartUpload matches the upload of parts.
-func PartUpload(r *http.Request) bool {
-	return r.Method == http.MethodPut && r.URL.Query().Has("partNumber")
-}
-
-// PartUploadOf matches the upload of parts of objects whose key has this in
-// it.
-func PartUploadOf(infix string) func(*http.Request) bool {
-	return func(r *http.Request) bool { return PartUpload(r) && strings.Contains(r.URL.Path, infix) }
-}
-
-// Proxy is the TLS front of the server. It leaves the Host header as it came,
-// as that is what clients sign.
+// Proxy stands in front of the server and makes faults. It leaves the Host
+// header as it came, as that is what clients sign, and passes bodies on as
+// they come.
 type Proxy struct {
 	listener net.Listener
 	server   *http.Server
 	served   chan struct{}
 	forward  *httputil.ReverseProxy
+	backend  *http.Transport
+	sent     atomic.Int64 // bytes of bodies that clients sent
 
-	mu     sync.Mutex
-	faults []*Fault     // owned by mu
-	struck int          // owned by mu
-	parts  []string     // paths of the parts' uploads that were answered 200; owned by mu
-	onPart func(string) // called after each with its path, without mu; owned by mu
+	mu       sync.Mutex
+	faults   []*Fault       // owned by mu
+	struck   int            // owned by mu
+	requests map[string]int // by operation; owned by mu
+	parts    map[string]int // uploads of parts that were answered 200, by path; owned by mu
+	onPart   func(string)   // called after each with its path, without mu; owned by mu
+}
+
+// Counts is what passed a proxy.
+type Counts struct {
+	Requests map[string]int // by operation, as Operation names them, faults included
+	Bytes    int64          // of bodies that clients sent
 }
 
 func newProxy(backend string, authority *pki.Authority) (*Proxy, error) {
@@ -76,12 +59,13 @@ func newProxy(backend string, authority *pki.Authority) (*Proxy, error) {
 		return nil, fmt.Errorf("cannot listen for S3 clients: %w", err)
 	}
 	quiet := log.New(io.Discard, "", 0)
-	p := &Proxy{listener: listener, served: make(chan struct{})}
+	p := &Proxy{listener: listener, served: make(chan struct{}), backend: transport(authority), requests: map[string]int{}, parts: map[string]int{}}
 	p.forward = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: "http", Host: backend})
+			r.SetURL(&url.URL{Scheme: "https", Host: backend})
 			r.Out.Host = r.In.Host
 		},
+		Transport:      p.backend,
 		ModifyResponse: p.count,
 		ErrorLog:       quiet,
 	}
@@ -102,7 +86,8 @@ func (p *Proxy) URL() string { return fmt.Sprintf("https://127.0.0.1:%d", p.Port
 // GuestURL is the endpoint for a guest.
 func (p *Proxy) GuestURL() string { return fmt.Sprintf("https://10.0.2.2:%d", p.Port()) }
 
-// Inject adds a fault.
+// Inject adds a fault. Of several that match, the one that was added first
+// strikes.
 func (p *Proxy) Inject(f Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -128,18 +113,26 @@ func (p *Proxy) PartsOf(infix string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
-	for _, path := range p.parts {
+	for path, stored := range p.parts {
 		if strings.Contains(path, infix) {
-			n++
+			n += stored
 		}
 	}
 	return n
 }
 
-// next takes the first fault that strikes a request.
-func (p *Proxy) next(r *http.Request) (FaultKind, bool) {
+// Counts is what has passed so far.
+func (p *Proxy) Counts() Counts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return Counts{Requests: maps.Clone(p.requests), Bytes: p.sent.Load()}
+}
+
+// take counts a request and gives the fault that strikes it.
+func (p *Proxy) take(r *http.Request) (Fault, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requests[operation(r)]++
 	for i, f := range p.faults {
 		if f.Match != nil && !f.Match(r) {
 			continue
@@ -148,38 +141,19 @@ func (p *Proxy) next(r *http.Request) (FaultKind, bool) {
 		if f.Times--; f.Times <= 0 {
 			p.faults = slices.Delete(p.faults, i, i+1)
 		}
-		return f.Kind, true
+		return *f, true
 	}
-	return 0, false
+	return Fault{}, false
 }
 
 // ServeHTTP implements http.Handler.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	kind, strikes := p.next(r)
-	switch {
-	case r.Header.Get("X-Amz-Server-Side-Encryption") != "": // versitygw would ignore it and say 200
-		refuse(w, http.StatusNotImplemented, "NotImplemented", "The lab has no encryption at rest.")
-	case !strikes:
-		p.forward.ServeHTTP(w, r)
-	case kind == SlowDown:
-		refuse(w, http.StatusServiceUnavailable, "SlowDown", "Please reduce your request rate.")
-	case kind == FlipByte:
-		r.Body = &flipped{ReadCloser: r.Body}
-		p.forward.ServeHTTP(w, r)
-	case kind == Reset:
-		_, _ = io.CopyN(io.Discard, r.Body, 64<<10)
-		panic(http.ErrAbortHandler)
-	case kind == LostReply:
-		p.forward.ServeHTTP(&deaf{header: http.Header{}}, r)
-		panic(http.ErrAbortHandler)
+	r.Body = &counted{ReadCloser: r.Body, sent: &p.sent}
+	if f, strikes := p.take(r); strikes {
+		f.strike(w, r, p.forward)
+		return
 	}
-}
-
-// refuse answers as S3 does.
-func refuse(w http.ResponseWriter, status int, code, message string) {
-	w.Header().Set("Content-Type", "application/xml")
-	w.WriteHeader(status)
-	fmt.Fprintf(w, "<Error><Code>%s</Code><Message>%s</Message></Error>", code, message)
+	p.forward.ServeHTTP(w, r)
 }
 
 func (p *Proxy) count(answer *http.Response) error {
@@ -187,7 +161,7 @@ func (p *Proxy) count(answer *http.Response) error {
 		return nil
 	}
 	p.mu.Lock()
-	p.parts = append(p.parts, answer.Request.URL.Path)
+	p.parts[answer.Request.URL.Path]++
 	call := p.onPart
 	p.mu.Unlock()
 	if call != nil {
@@ -199,33 +173,23 @@ func (p *Proxy) count(answer *http.Response) error {
 func (p *Proxy) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	if err := p.server.Shutdown(ctx); err != nil {
+	err := p.server.Shutdown(ctx)
+	if err != nil { // somebody is slow, or told to be
 		err = p.server.Close()
-		<-p.served
-		return err
 	}
 	<-p.served
-	return nil
+	p.backend.CloseIdleConnections()
+	return err
 }
 
-// flipped changes the first byte that is read.
-type flipped struct {
+// counted adds up what is read of a body.
+type counted struct {
 	io.ReadCloser
-	done bool
+	sent *atomic.Int64
 }
 
-func (f *flipped) Read(b []byte) (int, error) {
-	n, err := f.ReadCloser.Read(b)
-	if n > 0 && !f.done {
-		b[0] ^= 1
-		f.done = true
-	}
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.ReadCloser.Read(b)
+	c.sent.Add(int64(n))
 	return n, err
 }
-
-// deaf loses an answer.
-type deaf struct{ header http.Header }
-
-func (d *deaf) Header() http.Header         { return d.header }
-func (d *deaf) Write(b []byte) (int, error) { return len(b), nil }
-func (d *deaf) WriteHeader(int)             {}

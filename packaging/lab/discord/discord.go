@@ -1,5 +1,6 @@
 // Package discord is a receiver of webhooks that takes and refuses messages
-// as Discord does, and keeps those that it took.
+// as Discord does, and keeps those that it took, so that what an operator
+// would have read can be looked at.
 package discord
 
 import (
@@ -8,22 +9,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"mime"
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 )
 
-// maxBody bounds a message, in bytes.
-const maxBody = 1 << 20
+// Bounds of what is kept.
+const (
+	maxBody     = 1 << 20 // bytes of a message
+	maxMessages = 1000
+)
 
-const path = "/api/webhooks/1234567890/lab-token"
+const (
+	hook  = "/api/webhooks/1234567890/"
+	token = "lab-token"
+)
 
 // Message is a message as it came.
 type Message struct {
-	Received time.Time `json:"received"`
+	Received time.Time `json:"-"`
 	Content  string    `json:"content"`
 	Embeds   []Embed   `json:"embeds"`
 }
@@ -36,6 +46,8 @@ type Embed struct {
 	URL         string  `json:"url"`
 	Color       int     `json:"color"`
 	Fields      []Field `json:"fields"`
+	Author      Author  `json:"author"`
+	Footer      Footer  `json:"footer"`
 }
 
 // Field is a line of an embed.
@@ -43,6 +55,23 @@ type Field struct {
 	Name   string `json:"name"`
 	Value  string `json:"value"`
 	Inline bool   `json:"inline"`
+}
+
+// Author is the line above an embed.
+type Author struct {
+	Name string `json:"name"`
+}
+
+// Footer is the line below an embed.
+type Footer struct {
+	Text string `json:"text"`
+}
+
+// Fault is an answer that the next messages get instead of being taken.
+type Fault struct {
+	Status     int           // 429, or any other
+	RetryAfter time.Duration // said with 429
+	Times      int           // messages; at least one
 }
 
 // Receiver takes messages.
@@ -53,7 +82,7 @@ type Receiver struct {
 
 	mu       sync.Mutex
 	messages []Message // owned by mu
-	limited  int       // answers of 429 still to be given; owned by mu
+	faults   []Fault   // owned by mu
 }
 
 // Start listens on loopback.
@@ -72,60 +101,113 @@ func Start() (*Receiver, error) {
 }
 
 // URL is the webhook's, token and all.
-func (r *Receiver) URL() string { return "http://" + r.listener.Addr().String() + path }
+func (r *Receiver) URL() string { return "http://" + r.listener.Addr().String() + hook + token }
 
-// Messages gives what was taken so far.
+// Messages gives what was taken so far, in the order of arrival.
 func (r *Receiver) Messages() []Message {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.messages)
 }
 
-// Limit makes the next n messages be answered with 429.
-func (r *Receiver) Limit(n int) {
+// Inject adds a fault. Faults strike in the order in which they were added.
+func (r *Receiver) Inject(f Fault) {
+	f.Times = max(1, f.Times)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.limited = n
+	r.faults = append(r.faults, f)
 }
 
-// Close stops listening.
+// Limit makes the next n messages be answered with 429, and to wait 0.2 s.
+func (r *Receiver) Limit(n int) {
+	r.Inject(Fault{Status: http.StatusTooManyRequests, RetryAfter: 200 * time.Millisecond, Times: n})
+}
+
+// Close stops listening, and cuts what does not end within five seconds.
 func (r *Receiver) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	err := r.server.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, r.server.Close())
+	}
 	<-r.served
 	return err
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements http.Handler. Source: Discord developer
+// documentation, "Execute Webhook" and "Rate Limits".
 func (r *Receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
-	if q.URL.Path != path {
-		answer(w, http.StatusUnauthorized, map[string]any{"message": "Invalid Webhook Token", "code": 50027})
+	given, ok := strings.CutPrefix(q.URL.Path, hook)
+	switch {
+	case !ok:
+		answer(w, http.StatusNotFound, refusal{Message: "Unknown Webhook", Code: codeUnknownWebhook})
+		return
+	case given != token:
+		answer(w, http.StatusUnauthorized, refusal{Message: "Invalid Webhook Token", Code: codeToken})
+		return
+	case q.Method != http.MethodPost:
+		answer(w, http.StatusMethodNotAllowed, refusal{Message: "405: Method Not Allowed"})
 		return
 	}
-	if q.Method != http.MethodPost {
-		answer(w, http.StatusMethodNotAllowed, map[string]any{"message": "405: Method Not Allowed", "code": 0})
+	if f, ok := r.strike(); ok {
+		f.answer(w)
 		return
 	}
+	message, refused := read(q)
+	if refused != nil {
+		answer(w, http.StatusBadRequest, refused)
+		return
+	}
+	id, err := r.keep(message)
+	switch {
+	case err != nil:
+		answer(w, http.StatusInsufficientStorage, refusal{Message: err.Error()})
+	case q.URL.Query().Get("wait") != "true":
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		answer(w, http.StatusOK, struct {
+			ID string `json:"id"`
+			Message
+		}{strconv.Itoa(id), message})
+	}
+}
+
+// strike takes the fault that a message gets.
+func (r *Receiver) strike() (Fault, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.limited > 0 {
-		r.limited--
-		w.Header().Set("Retry-After", "1")
-		answer(w, http.StatusTooManyRequests, map[string]any{"message": "You are being rate limited.", "retry_after": 0.2, "global": false})
+	if len(r.faults) == 0 {
+		return Fault{}, false
+	}
+	f := r.faults[0]
+	if r.faults[0].Times--; r.faults[0].Times == 0 {
+		r.faults = r.faults[1:]
+	}
+	return f, true
+}
+
+// answer says a fault. Of 429 the header is in whole seconds, the body in
+// parts of them.
+func (f Fault) answer(w http.ResponseWriter) {
+	if f.Status != http.StatusTooManyRequests {
+		answer(w, f.Status, refusal{Message: fmt.Sprintf("%d: %s", f.Status, http.StatusText(f.Status))})
 		return
 	}
-	message, err := read(q.Body)
-	if err != nil {
-		answer(w, http.StatusBadRequest, map[string]any{"message": err.Error(), "code": 50035})
-		return
+	w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(f.RetryAfter.Seconds()))))
+	answer(w, f.Status, map[string]any{"message": "You are being rate limited.", "retry_after": f.RetryAfter.Seconds(), "global": false})
+}
+
+// keep gives the message's number, from 1.
+func (r *Receiver) keep(m Message) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.messages) == maxMessages {
+		return 0, fmt.Errorf("cannot keep more than %d messages", maxMessages)
 	}
-	r.messages = append(r.messages, message)
-	if q.URL.Query().Get("wait") != "true" {
-		w.WriteHeader(http.StatusNoContent)
-		return
-	}
-	answer(w, http.StatusOK, map[string]any{"id": fmt.Sprint(len(r.messages)), "embeds": message.Embeds, "content": message.Content})
+	m.Received = time.Now()
+	r.messages = append(r.messages, m)
+	return len(r.messages), nil
 }
 
 func answer(w http.ResponseWriter, code int, body any) {
@@ -135,47 +217,24 @@ func answer(w http.ResponseWriter, code int, body any) {
 }
 
 // read takes a message that is within Discord's limits.
-func read(body io.Reader) (Message, error) {
-	raw, err := io.ReadAll(io.LimitReader(body, maxBody+1))
+func read(q *http.Request) (Message, *refusal) {
+	if kind, _, err := mime.ParseMediaType(q.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return Message{}, &refusal{Message: `Expected "Content-Type" header to be one of {'application/json'}.`, Code: codeForm}
+	}
+	raw, err := io.ReadAll(io.LimitReader(q.Body, maxBody+1))
 	if err != nil || len(raw) > maxBody {
-		return Message{}, errors.New("request entity too large")
+		return Message{}, &refusal{Message: "Request entity too large"}
 	}
-	m := Message{Received: time.Now()}
+	return parse(raw)
+}
+
+func parse(raw []byte) (Message, *refusal) {
+	var m Message
 	if err := json.Unmarshal(raw, &m); err != nil {
-		return m, fmt.Errorf("invalid JSON: %w", err)
+		return Message{}, &refusal{Message: "The request body contains invalid JSON.", Code: codeJSON}
 	}
-	if m.Content == "" && len(m.Embeds) == 0 {
-		return m, errors.New("cannot send an empty message")
+	if refused := inspect(m); refused != nil {
+		return Message{}, refused
 	}
-	total := 0
-	check := func(what, text string, most int) {
-		n := utf8.RuneCountInString(text)
-		total += n
-		if n > most {
-			err = errors.Join(err, fmt.Errorf("%s has %d characters, must be %d or fewer", what, n, most))
-		}
-	}
-	check("content", m.Content, 2000)
-	total = 0 // the sum is of embeds alone
-	if len(m.Embeds) > 10 {
-		err = errors.Join(err, errors.New("embeds must be 10 or fewer"))
-	}
-	for _, e := range m.Embeds {
-		check("title", e.Title, 256)
-		check("description", e.Description, 4096)
-		if len(e.Fields) > 25 {
-			err = errors.Join(err, errors.New("fields must be 25 or fewer"))
-		}
-		for _, f := range e.Fields {
-			check("field name", f.Name, 256)
-			check("field value", f.Value, 1024)
-			if f.Name == "" || f.Value == "" {
-				err = errors.Join(err, errors.New("a field's name and value are required"))
-			}
-		}
-	}
-	if total > 6000 {
-		err = errors.Join(err, errors.New("embeds exceed 6000 characters"))
-	}
-	return m, err
+	return m, nil
 }

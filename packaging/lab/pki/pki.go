@@ -1,5 +1,6 @@
-// Package pki is the lab's certificate authority. It lives in memory and as
-// long as the lab; what it signs is valid for a week.
+// Package pki is the lab's certificate authority, so that nothing in the lab
+// speaks plaintext or trusts what it should not. It lives in memory and as
+// long as the lab; what it signs is valid from an hour ago for a week.
 package pki
 
 import (
@@ -18,11 +19,11 @@ import (
 	"time"
 )
 
-// Authority signs the lab's certificates.
+// Authority signs the lab's certificates. It may be used by many goroutines.
 type Authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	PEM  []byte // its own certificate
+	PEM  []byte // its own certificate, which is all that others need of it
 }
 
 // Pair is a certificate and its key, both PEM.
@@ -36,6 +37,7 @@ func New() (*Authority, error) {
 	}
 	template := template("Quicklime lab authority")
 	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+	template.MaxPathLenZero = true // it signs no other authority
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make authority: %w", err)
@@ -47,21 +49,48 @@ func New() (*Authority, error) {
 	return &Authority{cert: cert, key: key, PEM: block("CERTIFICATE", der)}, nil
 }
 
+// Pool trusts this authority alone.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// Write puts the authority's certificate into a folder as ca.crt, and gives
+// its path.
+func (a *Authority) Write(dir string) (path string, err error) {
+	path = filepath.Join(dir, "ca.crt")
+	if err := os.WriteFile(path, a.PEM, 0o600); err != nil {
+		return "", fmt.Errorf("cannot write authority: %w", err)
+	}
+	return path, nil
+}
+
 // Server gives a server's certificate for the addresses by which this host
-// is reached from itself and from a guest.
-func (a *Authority) Server() (Pair, error) {
+// is reached from itself and from a guest, and for more hosts, each an IP
+// address or a DNS name.
+func (a *Authority) Server(hosts ...string) (Pair, error) {
 	t := template("Quicklime lab server")
 	t.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 0, 2, 2)}
 	t.DNSNames = []string{"localhost"}
+	for _, host := range hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			t.IPAddresses = append(t.IPAddresses, ip)
+		} else {
+			t.DNSNames = append(t.DNSNames, host)
+		}
+	}
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	return a.sign(t)
 }
 
-// Agent gives the certificate of an agent by its SPIFFE id.
+// Agent gives the certificate of an agent by its SPIFFE id,
+// spiffe://TRUST-DOMAIN/ec2/ACCOUNT/REGION/INSTANCE. It signs any other URI
+// too: that the collector refuses those is what tests want to see.
 func (a *Authority) Agent(id string) (Pair, error) {
 	uri, err := url.Parse(id)
-	if err != nil {
-		return Pair{}, fmt.Errorf("cannot name agent: %w", err)
+	if err != nil || !uri.IsAbs() {
+		return Pair{}, fmt.Errorf("cannot name agent: %.80q is not an absolute URI", id)
 	}
 	t := template("Quicklime lab agent")
 	t.URIs = []*url.URL{uri}
@@ -86,13 +115,17 @@ func (a *Authority) sign(t *x509.Certificate) (Pair, error) {
 	return Pair{Cert: block("CERTIFICATE", der), Key: block("PRIVATE KEY", secret)}, nil
 }
 
-// Write puts a pair into a folder as NAME.crt and NAME.key.
+// Write puts a pair into a folder as NAME.crt and NAME.key, and gives their
+// paths.
 func (p Pair) Write(dir, name string) (cert, key string, err error) {
 	cert, key = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
 	if err := os.WriteFile(cert, p.Cert, 0o600); err != nil {
-		return "", "", err
+		return "", "", fmt.Errorf("cannot write certificate: %w", err)
 	}
-	return cert, key, os.WriteFile(key, p.Key, 0o600)
+	if err := os.WriteFile(key, p.Key, 0o600); err != nil {
+		return "", "", fmt.Errorf("cannot write key: %w", err)
+	}
+	return cert, key, nil
 }
 
 func template(name string) *x509.Certificate {

@@ -2,10 +2,13 @@ package process
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,6 +34,20 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+func start(t *testing.T, spec Spec) *Child {
+	t.Helper()
+	c, err := Start(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Kill(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
 func TestAChildDiesWithTheLab(t *testing.T) {
 	parent := exec.Command(os.Args[0])
 	parent.Env = append(os.Environ(), parentRole+"=1")
@@ -41,7 +58,150 @@ func TestAChildDiesWithTheLab(t *testing.T) {
 	if err := parent.Start(); err != nil {
 		t.Fatal(err)
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
+	pid := readPid(t, bufio.NewReader(out))
+	if !lives(pid) {
+		t.Fatalf("process %d is dead before its parent", pid)
+	}
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait() // it was killed
+	wantDead(t, pid)
+}
+
+// TestAChildOutlivesOtherThreads starts a child from a thread that ends. A
+// child that hung on that thread would be killed with it.
+func TestAChildOutlivesOtherThreads(t *testing.T) {
+	started := make(chan *Child)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		c, err := Start(Spec{Path: "/bin/sleep", Args: []string{"600"}})
+		if err != nil {
+			t.Error(err)
+		}
+		started <- c
+	}()
+	c := <-started
+	defer c.Kill()
+	select {
+	case <-c.Done():
+		t.Errorf("it ended: %v", c.Err())
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+func TestStop(t *testing.T) {
+	for _, tt := range []struct {
+		name, script string
+		paused       bool
+		end          string // how it ended
+	}{
+		{"a child that ends when asked", "echo ready; exec sleep 600", false, "signal: terminated"},
+		{"a child that ends in its own way", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done", false, "exit status 7"},
+		{"a child that will not", "trap '' TERM; echo ready; while :; do sleep 1; done", false, "signal: killed"},
+		{"a child that is paused", "echo ready; exec sleep 600", true, "signal: killed"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			log := make(lines, 10)
+			c := start(t, Spec{Path: "/bin/sh", Args: []string{"-c", tt.script}, Log: log})
+			<-log
+			if tt.paused {
+				pause(t, c)
+			}
+			if err := c.Stop(300 * time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Wait(); err == nil || err.Error() != tt.end {
+				t.Errorf("it ended with %v, want %s", err, tt.end)
+			}
+			if err := c.Stop(time.Second); err != nil {
+				t.Errorf("stopping it again: %v", err)
+			}
+		})
+	}
+}
+
+// pause stops a child's clock, and waits until the kernel has done it: of two
+// signals that wait, SIGTERM goes before SIGSTOP.
+func pause(t *testing.T, c *Child) {
+	t.Helper()
+	if err := c.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range 500 {
+		if state(c.Pid()) == "T" {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("process %d is not paused", c.Pid())
+}
+
+// TestWhatAChildStartedEndsWithIt leaves a grandchild that ignores SIGTERM.
+func TestWhatAChildStartedEndsWithIt(t *testing.T) {
+	log := make(lines, 10)
+	c := start(t, Spec{Path: "/bin/sh", Args: []string{"-c", "(trap '' TERM; exec sleep 600) & echo $!; wait"}, Log: log})
+	grandchild := readPid(t, bufio.NewReader(strings.NewReader(<-log)))
+	if err := c.Stop(5 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	wantDead(t, grandchild)
+}
+
+func TestAwait(t *testing.T) {
+	never := func() bool { return false }
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for _, tt := range []struct {
+		name, path string
+		ctx        context.Context
+		want       string
+	}{
+		{"it fails", "/bin/false", t.Context(), "cannot use s3: it ended before it was ready: exit status 1"},
+		{"it ends", "/bin/true", t.Context(), "cannot use s3: it ended before it was ready: exit status 0"},
+		{"it hangs", "/bin/sh", soon, "cannot use s3: it is not ready: context deadline exceeded"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			spec := Spec{Path: tt.path, Name: "s3"}
+			if tt.path == "/bin/sh" {
+				spec.Args = []string{"-c", "exec sleep 600"}
+			}
+			if err := start(t, spec).Await(tt.ctx, never); err == nil || err.Error() != tt.want {
+				t.Errorf("error %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestWhatAChildGets(t *testing.T) {
+	var log bytes.Buffer
+	dir := t.TempDir()
+	c := start(t, Spec{Path: "/bin/sh", Args: []string{"-c", `echo "$A"; pwd >&2`}, Env: []string{"A=one"}, Dir: dir, Log: &log})
+	if err := c.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if want := "one\n" + dir + "\n"; log.String() != want {
+		t.Errorf("it logged %q, want %q", log.String(), want)
+	}
+}
+
+func TestAMissingProgramIsNamed(t *testing.T) {
+	if _, err := Start(Spec{Path: "/nowhere/quicklime-lab"}); err == nil || !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "quicklime-lab") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// lines is a log of which a test reads what is written, write by write.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	l <- string(b)
+	return len(b), nil
+}
+
+func readPid(t *testing.T, r *bufio.Reader) int {
+	t.Helper()
+	line, err := r.ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,53 +209,32 @@ func TestAChildDiesWithTheLab(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := parent.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = parent.Wait() // it was killed
+	return pid
+}
+
+func wantDead(t *testing.T, pid int) {
+	t.Helper()
 	for range 500 {
-		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) || zombie(pid) {
+		if !lives(pid) {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("process %d outlived its parent", pid)
+	t.Errorf("process %d lives", pid)
 }
 
-// zombie reports whether a process has ended and nobody has asked how.
-func zombie(pid int) bool {
+// lives reports whether a process is there and is not a zombie.
+func lives(pid int) bool {
+	s := state(pid)
+	return s != "" && s != "Z"
+}
+
+// state is a process's, "" where there is none. Source: proc(5), stat.
+func state(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && strings.Contains(string(stat), ") Z ")
-}
-
-func TestStop(t *testing.T) {
-	for _, tt := range []struct{ name, script string }{
-		{"a child that ends when asked", "exec sleep 600"},
-		{"a child that will not", "trap '' TERM; while :; do sleep 1; done"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			c, err := Start(Spec{Path: "/bin/sh", Args: []string{"-c", tt.script}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := c.Stop(200 * time.Millisecond); err != nil {
-				t.Fatal(err)
-			}
-			select {
-			case <-c.Done():
-			default:
-				t.Error("it runs still")
-			}
-		})
-	}
-}
-
-func TestAwait(t *testing.T) {
-	c, err := Start(Spec{Path: "/bin/false"})
 	if err != nil {
-		t.Fatal(err)
+		return ""
 	}
-	if err := c.Await(t.Context(), func() bool { return false }); err == nil || !strings.Contains(err.Error(), "exit status 1") {
-		t.Errorf("error %v, want how the child ended", err)
-	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return after[:min(1, len(after))]
 }
