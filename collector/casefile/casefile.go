@@ -16,9 +16,12 @@ import (
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
-// maxFindings bounds the raw findings that a case keeps; later ones are
-// counted.
-const maxFindings = 100
+// Bounds of a case. Findings past theirs are counted; of the ids of events,
+// the oldest are forgotten.
+const (
+	maxFindings = 100
+	maxSeen     = 1000
+)
 
 // State says where a case stands.
 type State string
@@ -51,6 +54,7 @@ type Case struct {
 	Instance  evidence.Instance `json:"instance"` // empty when nothing is acted on
 	Findings  []Finding         `json:"findings"`
 	Uncounted int               `json:"findingsNotKept,omitempty"`
+	Seen      []string          `json:"eventsSeen"` // ids of the events that it took, replaced ones too
 	Steps     []Step            `json:"steps"`
 
 	Agent      *evidence.Agent      `json:"agent,omitempty"`
@@ -151,7 +155,7 @@ func Open(id string, e Event) (Case, error) {
 		return Case{}, fmt.Errorf("cannot open case %s: its first event is %q", id, e.Type)
 	}
 	c := Case{ID: id, Opened: e.Time, State: Running, Act: e.Opened.Act, Reason: e.Opened.Reason,
-		Instance: e.Opened.Instance, Findings: []Finding{*e.Finding}}
+		Instance: e.Opened.Instance, Findings: []Finding{*e.Finding}, Seen: []string{e.Finding.EventID}}
 	for _, name := range e.Opened.Steps {
 		c.Steps = append(c.Steps, Step{Name: name})
 	}
@@ -186,11 +190,19 @@ func (c Case) Apply(e Event) (Case, error) {
 	return c, nil
 }
 
+// join takes a finding. Of the updates of one finding the latest stays, by
+// GuardDuty's own count, as events may come in any order; the worst severity
+// stays in any case.
 func (c *Case) join(f Finding) {
+	c.Seen = append(slices.Clone(c.Seen), f.EventID)
+	c.Seen = c.Seen[max(0, len(c.Seen)-maxSeen):]
 	for i, known := range c.Findings {
 		if known.ID == f.ID && known.Type == f.Type {
-			f.Severity = max(f.Severity, known.Severity)
-			c.Findings[i] = f
+			worst := max(f.Severity, known.Severity)
+			if f.Count >= known.Count {
+				c.Findings[i] = f
+			}
+			c.Findings[i].Severity = worst
 			return
 		}
 	}
@@ -264,9 +276,7 @@ func (c Case) StepNamed(name string) (Step, bool) {
 }
 
 // Known reports whether the case has seen this very event.
-func (c Case) Known(eventID string) bool {
-	return slices.ContainsFunc(c.Findings, func(f Finding) bool { return f.EventID == eventID })
-}
+func (c Case) Known(eventID string) bool { return slices.Contains(c.Seen, eventID) }
 
 // Summary says in one line what the case got and what it did not.
 func (c Case) Summary() string {

@@ -91,6 +91,27 @@ func TestFindingsJoin(t *testing.T) {
 	}
 }
 
+// TestTheLatestUpdateStays, whichever comes first; both events are known, so
+// that neither is taken for news when it is delivered again.
+func TestTheLatestUpdateStays(t *testing.T) {
+	older := Finding{EventID: "e2", ID: "f1", Type: "Backdoor:EC2/C&CActivity.B", Severity: 9, Count: 2}
+	newer := Finding{EventID: "e3", ID: "f1", Type: "Backdoor:EC2/C&CActivity.B", Severity: 8, Count: 5}
+	for _, order := range [][]Finding{{older, newer}, {newer, older}} {
+		c := opened(t)
+		for _, f := range order {
+			c = apply(t, c, Event{Type: FindingJoined, Finding: &f})
+		}
+		if len(c.Findings) != 1 || c.Findings[0].EventID != "e3" || c.Findings[0].Severity != 9 {
+			t.Errorf("findings %+v; want the fifth count, with the worst severity", c.Findings)
+		}
+		for _, id := range []string{"e1", "e2", "e3"} {
+			if !c.Known(id) {
+				t.Errorf("event %s is forgotten", id)
+			}
+		}
+	}
+}
+
 func TestFindingsAreBounded(t *testing.T) {
 	c := opened(t)
 	for i := range 3 * maxFindings {
