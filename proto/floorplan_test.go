@@ -19,10 +19,11 @@ const module = "github.com/quicklime-ir/quicklime/"
 // The doors, agent and collector, may enter every room on their own side.
 var plan = map[string][]string{
 	"proto/lime":                  {},
-	"proto/evidence":              {"proto/lime"},
+	"proto/seekable":              {},
+	"proto/evidence":              {"proto/lime", "proto/seekable"},
 	"proto/identity":              {},
 	"proto/identity/identitytest": {"proto/identity"}, // for tests
-	"proto/wire/v1":               {"proto/evidence", "proto/lime"},
+	"proto/wire/v1":               {"proto/evidence", "proto/lime", "proto/seekable"},
 
 	"agent/acquire":   {"agent/artifact", "agent/memory", "agent/pack", "agent/upload", "proto/evidence", "proto/lime"},
 	"agent/artifact":  {},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/proto/lime"
+	"github.com/quicklime-ir/quicklime/proto/seekable"
 )
 
 // Limits of S3 that shape every item.
@@ -28,6 +29,7 @@ type Kind string
 // The kinds, in the order in which they are taken.
 const (
 	Volatile Kind = "volatile" // processes, sockets, sessions: gone in seconds
+	Symbols  Kind = "symbols"  // what an analyst needs to read the image: BTF, kallsyms, VMCOREINFO
 	Memory   Kind = "memory"   // the LiME image
 	Live     Kind = "live"     // logs, histories, persistence: gone in days
 )
@@ -47,10 +49,13 @@ const (
 type Compression string
 
 // The compressions. Zstd is a sequence of independent frames, so each part
-// can be decompressed without the others.
+// can be decompressed without the others. Auto is an order's word: the item
+// that comes of it is Zstd, with frames stored as they are while compressing
+// them would be slower than sending them.
 const (
 	None Compression = "none"
 	Zstd Compression = "zstd"
+	Auto Compression = "auto"
 )
 
 // Status says how much of an item there is.
@@ -83,6 +88,9 @@ type Item struct {
 	RAM []lime.Range `json:"ram,omitempty"`
 	// PartRAMBytes is how much of it each part holds, the last one excepted.
 	PartRAMBytes uint64 `json:"partRamBytes,omitempty"`
+	// PageFlags is "read" where the pages that the kernel hands out as zeros
+	// are told apart by /proc/kpageflags, else why they are not.
+	PageFlags string `json:"pageFlags,omitempty"`
 }
 
 // Part is a stretch of an item as S3 stores it.
@@ -100,17 +108,34 @@ type Part struct {
 	Ended     time.Time     `json:"ended"`
 	Monotonic time.Duration `json:"monotonicNs,omitempty"`
 	Granted   time.Time     `json:"granted"` // by the collector's clock
+	// Frames are the part's stretches that can be decompressed by themselves,
+	// for the seek table of an image in zstd; their sizes add up to Size and
+	// RawSize. MaxFrames at most. The part that is the seek table itself has
+	// none, and holds no RAM.
+	Frames []seekable.Frame `json:"frames,omitempty"`
 }
+
+// MaxFrames bounds the frames that a part names.
+const MaxFrames = 64
 
 // Reason is a code that says why a range is not real.
 type Reason string
 
-// The reasons.
+// The reasons. Those from Offline on are what /proc/kpageflags says of pages
+// that the kernel hands out as zeros; a balloon's pages are Offline since
+// Linux 5.1.
 const (
 	ReadError Reason = "read_error" // the kernel refused to read it; Errno says how
 	TimedOut  Reason = "timed_out"  // a read hung and was given up
 	NotStored Reason = "not_stored" // the part that held it was never stored
+	Offline   Reason = "offline"    // taken from the kernel: balloon, hot-unplugged
+	HWPoison  Reason = "hwpoison"   // the hardware reported it broken
+	NotBacked Reason = "not_backed" // the kernel keeps no page there
+	Mixed     Reason = "mixed"      // more gaps than can be listed, and what lies between them
 )
+
+// MaxGaps bounds the gaps that one part lists; those beyond become one, Mixed.
+const MaxGaps = 4096
 
 // Gap is a range whose bytes in the image, zeros, are not what the host's
 // memory held. A Gap with reason NotStored is not in the image at all.

@@ -5,12 +5,13 @@ import (
 
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/lime"
+	"github.com/quicklime-ir/quicklime/proto/seekable"
 )
 
 // Bounds of lists in one message; a longer one is refused whole.
 const (
 	MaxRanges = 4096
-	MaxGaps   = 4096
+	MaxGaps   = evidence.MaxGaps
 )
 
 var formats = map[evidence.Format]Format{
@@ -38,10 +39,24 @@ func (x Format) Evidence() (evidence.Format, error) {
 }
 
 // CompressionOf turns a compression into its wire form.
-func CompressionOf(c evidence.Compression) Compression { return compressions[c] }
+func CompressionOf(c evidence.Compression) Compression {
+	if c == evidence.Auto {
+		return Compression_COMPRESSION_AUTO
+	}
+	return compressions[c]
+}
 
-// Evidence is the compression's word, zstd where the sender left it open; an
-// unknown one is an error.
+// Ordered is the compression that an order asks for, auto where it leaves it
+// open; an unknown one is an error.
+func (x Compression) Ordered() (evidence.Compression, error) {
+	if x == Compression_COMPRESSION_UNSPECIFIED || x == Compression_COMPRESSION_AUTO {
+		return evidence.Auto, nil
+	}
+	return x.Evidence()
+}
+
+// Evidence is the compression of an item, zstd where the sender left it open;
+// an unknown one is an error, and so is auto.
 func (x Compression) Evidence() (evidence.Compression, error) {
 	if x == Compression_COMPRESSION_UNSPECIFIED {
 		return evidence.Zstd, nil
@@ -104,6 +119,38 @@ func Gaps(in []*Gap) ([]evidence.Gap, error) {
 			return nil, fmt.Errorf("gap %v has reason %.40q and errno %.40q, want short codes", r, w.GetReason(), w.GetErrno())
 		}
 		out = append(out, evidence.Gap{Range: r, Reason: evidence.Reason(w.GetReason()), Errno: w.GetErrno()})
+	}
+	return out, nil
+}
+
+// FramesOf turns a part's frames into their wire form.
+func FramesOf(frames []seekable.Frame) []*Frame {
+	var out []*Frame
+	for _, f := range frames {
+		out = append(out, &Frame{Stored: f.Stored, Raw: f.Raw})
+	}
+	return out
+}
+
+// Frames reads a peer's frames: bounded, none of them empty, and together as
+// many bytes as the part has.
+func Frames(in []*Frame, size, raw uint64) ([]seekable.Frame, error) {
+	if len(in) == 0 {
+		return nil, nil
+	}
+	if len(in) > evidence.MaxFrames {
+		return nil, fmt.Errorf("%d frames in a part, want %d at most", len(in), evidence.MaxFrames)
+	}
+	var out []seekable.Frame
+	for _, f := range in {
+		if f.GetStored() == 0 {
+			return nil, fmt.Errorf("a frame of no bytes in a part")
+		}
+		size, raw = size-uint64(f.GetStored()), raw-uint64(f.GetRaw())
+		out = append(out, seekable.Frame{Stored: f.GetStored(), Raw: f.GetRaw()})
+	}
+	if size != 0 || raw != 0 {
+		return nil, fmt.Errorf("%d frames whose sizes do not add up to the part's", len(in))
 	}
 	return out, nil
 }

@@ -82,9 +82,12 @@ func (MemorySource) EnumDescriptor() ([]byte, []int) {
 type Compression int32
 
 const (
-	Compression_COMPRESSION_UNSPECIFIED Compression = 0 // zstd
+	Compression_COMPRESSION_UNSPECIFIED Compression = 0 // auto in an order, zstd of an item
 	Compression_COMPRESSION_NONE        Compression = 1
 	Compression_COMPRESSION_ZSTD        Compression = 2
+	// Of an order alone: zstd frames, whose blocks are stored as they are while
+	// compressing them would be slower than sending them.
+	Compression_COMPRESSION_AUTO Compression = 3
 )
 
 // Enum value maps for Compression.
@@ -93,11 +96,13 @@ var (
 		0: "COMPRESSION_UNSPECIFIED",
 		1: "COMPRESSION_NONE",
 		2: "COMPRESSION_ZSTD",
+		3: "COMPRESSION_AUTO",
 	}
 	Compression_value = map[string]int32{
 		"COMPRESSION_UNSPECIFIED": 0,
 		"COMPRESSION_NONE":        1,
 		"COMPRESSION_ZSTD":        2,
+		"COMPRESSION_AUTO":        3,
 	}
 )
 
@@ -126,6 +131,65 @@ func (x Compression) Number() protoreflect.EnumNumber {
 // Deprecated: Use Compression.Descriptor instead.
 func (Compression) EnumDescriptor() ([]byte, []int) {
 	return file_quicklime_proto_rawDescGZIP(), []int{1}
+}
+
+// Uplink says what the way to S3 is like.
+type Uplink int32
+
+const (
+	Uplink_UPLINK_UNSPECIFIED Uplink = 0
+	Uplink_UPLINK_IDLE        Uplink = 1 // nothing to send: the readers are the slower ones
+	Uplink_UPLINK_FLOWING     Uplink = 2
+	Uplink_UPLINK_FULL        Uplink = 3 // the readers wait for it
+	Uplink_UPLINK_FAILING     Uplink = 4 // the last try of a part failed
+	Uplink_UPLINK_WAITING     Uplink = 5 // for a grant: the collector does not answer
+)
+
+// Enum value maps for Uplink.
+var (
+	Uplink_name = map[int32]string{
+		0: "UPLINK_UNSPECIFIED",
+		1: "UPLINK_IDLE",
+		2: "UPLINK_FLOWING",
+		3: "UPLINK_FULL",
+		4: "UPLINK_FAILING",
+		5: "UPLINK_WAITING",
+	}
+	Uplink_value = map[string]int32{
+		"UPLINK_UNSPECIFIED": 0,
+		"UPLINK_IDLE":        1,
+		"UPLINK_FLOWING":     2,
+		"UPLINK_FULL":        3,
+		"UPLINK_FAILING":     4,
+		"UPLINK_WAITING":     5,
+	}
+)
+
+func (x Uplink) Enum() *Uplink {
+	p := new(Uplink)
+	*p = x
+	return p
+}
+
+func (x Uplink) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Uplink) Descriptor() protoreflect.EnumDescriptor {
+	return file_quicklime_proto_enumTypes[2].Descriptor()
+}
+
+func (Uplink) Type() protoreflect.EnumType {
+	return &file_quicklime_proto_enumTypes[2]
+}
+
+func (x Uplink) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Uplink.Descriptor instead.
+func (Uplink) EnumDescriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{2}
 }
 
 type Outcome int32
@@ -164,11 +228,11 @@ func (x Outcome) String() string {
 }
 
 func (Outcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_quicklime_proto_enumTypes[2].Descriptor()
+	return file_quicklime_proto_enumTypes[3].Descriptor()
 }
 
 func (Outcome) Type() protoreflect.EnumType {
-	return &file_quicklime_proto_enumTypes[2]
+	return &file_quicklime_proto_enumTypes[3]
 }
 
 func (x Outcome) Number() protoreflect.EnumNumber {
@@ -177,7 +241,7 @@ func (x Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Outcome.Descriptor instead.
 func (Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{2}
+	return file_quicklime_proto_rawDescGZIP(), []int{3}
 }
 
 type Format int32
@@ -216,11 +280,11 @@ func (x Format) String() string {
 }
 
 func (Format) Descriptor() protoreflect.EnumDescriptor {
-	return file_quicklime_proto_enumTypes[3].Descriptor()
+	return file_quicklime_proto_enumTypes[4].Descriptor()
 }
 
 func (Format) Type() protoreflect.EnumType {
-	return &file_quicklime_proto_enumTypes[3]
+	return &file_quicklime_proto_enumTypes[4]
 }
 
 func (x Format) Number() protoreflect.EnumNumber {
@@ -229,7 +293,7 @@ func (x Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Format.Descriptor instead.
 func (Format) EnumDescriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{3}
+	return file_quicklime_proto_rawDescGZIP(), []int{4}
 }
 
 type AgentMessage struct {
@@ -353,6 +417,7 @@ type CollectorMessage struct {
 	//	*CollectorMessage_Order
 	//	*CollectorMessage_Cancel
 	//	*CollectorMessage_Taken
+	//	*CollectorMessage_Control
 	Body          isCollectorMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -422,6 +487,15 @@ func (x *CollectorMessage) GetTaken() *ResultTaken {
 	return nil
 }
 
+func (x *CollectorMessage) GetControl() *Control {
+	if x != nil {
+		if x, ok := x.Body.(*CollectorMessage_Control); ok {
+			return x.Control
+		}
+	}
+	return nil
+}
+
 type isCollectorMessage_Body interface {
 	isCollectorMessage_Body()
 }
@@ -438,11 +512,17 @@ type CollectorMessage_Taken struct {
 	Taken *ResultTaken `protobuf:"bytes,3,opt,name=taken,proto3,oneof"`
 }
 
+type CollectorMessage_Control struct {
+	Control *Control `protobuf:"bytes,4,opt,name=control,proto3,oneof"` // how a running order is to go on; repeated on each stream
+}
+
 func (*CollectorMessage_Order) isCollectorMessage_Body() {}
 
 func (*CollectorMessage_Cancel) isCollectorMessage_Body() {}
 
 func (*CollectorMessage_Taken) isCollectorMessage_Body() {}
+
+func (*CollectorMessage_Control) isCollectorMessage_Body() {}
 
 // Hello says what runs where, and what it could capture now.
 type Hello struct {
@@ -677,6 +757,7 @@ type Order struct {
 	//	*Order_Memory
 	//	*Order_Volatile
 	//	*Order_Live
+	//	*Order_Symbols
 	Capture       isOrder_Capture      `protobuf_oneof:"capture"`
 	TimeLimit     *durationpb.Duration `protobuf:"bytes,6,opt,name=time_limit,json=timeLimit,proto3" json:"time_limit,omitempty"` // the agent gives up by itself after it
 	unknownFields protoimpl.UnknownFields
@@ -761,6 +842,15 @@ func (x *Order) GetLive() *ArtifactCapture {
 	return nil
 }
 
+func (x *Order) GetSymbols() *ArtifactCapture {
+	if x != nil {
+		if x, ok := x.Capture.(*Order_Symbols); ok {
+			return x.Symbols
+		}
+	}
+	return nil
+}
+
 func (x *Order) GetTimeLimit() *durationpb.Duration {
 	if x != nil {
 		return x.TimeLimit
@@ -784,16 +874,23 @@ type Order_Live struct {
 	Live *ArtifactCapture `protobuf:"bytes,5,opt,name=live,proto3,oneof"`
 }
 
+type Order_Symbols struct {
+	Symbols *ArtifactCapture `protobuf:"bytes,7,opt,name=symbols,proto3,oneof"` // what an analyst needs to read the image
+}
+
 func (*Order_Memory) isOrder_Capture() {}
 
 func (*Order_Volatile) isOrder_Capture() {}
 
 func (*Order_Live) isOrder_Capture() {}
 
+func (*Order_Symbols) isOrder_Capture() {}
+
 type MemoryCapture struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        MemorySource           `protobuf:"varint,1,opt,name=source,proto3,enum=quicklime.wire.v1.MemorySource" json:"source,omitempty"`
 	Compression   Compression            `protobuf:"varint,2,opt,name=compression,proto3,enum=quicklime.wire.v1.Compression" json:"compression,omitempty"`
+	Limits        *Limits                `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"` // to begin with
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -842,6 +939,129 @@ func (x *MemoryCapture) GetCompression() Compression {
 	return Compression_COMPRESSION_UNSPECIFIED
 }
 
+func (x *MemoryCapture) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limits bound what a capture may take from its host. They are the price of
+// care: a slower image is a more smeared one.
+type Limits struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	CpuPercent     uint32                 `protobuf:"varint,1,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`               // of all processors together, 1 to 100; 0: no limit
+	BytesPerSecond uint64                 `protobuf:"varint,2,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"` // sent to S3; 0: no limit
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_quicklime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Limits) GetCpuPercent() uint32 {
+	if x != nil {
+		return x.CpuPercent
+	}
+	return 0
+}
+
+func (x *Limits) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+// Control is the state in which a running order should be, whole: the last
+// one holds.
+type Control struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	Paused        bool                   `protobuf:"varint,2,opt,name=paused,proto3" json:"paused,omitempty"`
+	Limits        *Limits                `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Control) Reset() {
+	*x = Control{}
+	mi := &file_quicklime_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Control) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Control) ProtoMessage() {}
+
+func (x *Control) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Control.ProtoReflect.Descriptor instead.
+func (*Control) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Control) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *Control) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Control) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type ArtifactCapture struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Compression   Compression            `protobuf:"varint,1,opt,name=compression,proto3,enum=quicklime.wire.v1.Compression" json:"compression,omitempty"`
@@ -851,7 +1071,7 @@ type ArtifactCapture struct {
 
 func (x *ArtifactCapture) Reset() {
 	*x = ArtifactCapture{}
-	mi := &file_quicklime_proto_msgTypes[7]
+	mi := &file_quicklime_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1083,7 @@ func (x *ArtifactCapture) String() string {
 func (*ArtifactCapture) ProtoMessage() {}
 
 func (x *ArtifactCapture) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[7]
+	mi := &file_quicklime_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1096,7 @@ func (x *ArtifactCapture) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactCapture.ProtoReflect.Descriptor instead.
 func (*ArtifactCapture) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{7}
+	return file_quicklime_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ArtifactCapture) GetCompression() Compression {
@@ -896,7 +1116,7 @@ type CancelOrder struct {
 
 func (x *CancelOrder) Reset() {
 	*x = CancelOrder{}
-	mi := &file_quicklime_proto_msgTypes[8]
+	mi := &file_quicklime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1128,7 @@ func (x *CancelOrder) String() string {
 func (*CancelOrder) ProtoMessage() {}
 
 func (x *CancelOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[8]
+	mi := &file_quicklime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1141,7 @@ func (x *CancelOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrder.ProtoReflect.Descriptor instead.
 func (*CancelOrder) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{8}
+	return file_quicklime_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CancelOrder) GetOrderId() string {
@@ -947,7 +1167,7 @@ type ResultTaken struct {
 
 func (x *ResultTaken) Reset() {
 	*x = ResultTaken{}
-	mi := &file_quicklime_proto_msgTypes[9]
+	mi := &file_quicklime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1179,7 @@ func (x *ResultTaken) String() string {
 func (*ResultTaken) ProtoMessage() {}
 
 func (x *ResultTaken) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[9]
+	mi := &file_quicklime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1192,7 @@ func (x *ResultTaken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultTaken.ProtoReflect.Descriptor instead.
 func (*ResultTaken) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{9}
+	return file_quicklime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ResultTaken) GetOrderId() string {
@@ -984,20 +1204,26 @@ func (x *ResultTaken) GetOrderId() string {
 
 // Progress is sent about once a second while an order runs.
 type Progress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	BytesRead     uint64                 `protobuf:"varint,2,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`       // of the source, before compression
-	BytesTotal    uint64                 `protobuf:"varint,3,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`    // of the source; 0 where it is not known in advance
-	BytesStored   uint64                 `protobuf:"varint,4,opt,name=bytes_stored,json=bytesStored,proto3" json:"bytes_stored,omitempty"` // of objects, acknowledged by S3
-	PartsStored   uint32                 `protobuf:"varint,5,opt,name=parts_stored,json=partsStored,proto3" json:"parts_stored,omitempty"`
-	Doing         string                 `protobuf:"bytes,6,opt,name=doing,proto3" json:"doing,omitempty"` // the item at hand
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	OrderId         string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	BytesRead       uint64                 `protobuf:"varint,2,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`       // of the source, before compression
+	BytesTotal      uint64                 `protobuf:"varint,3,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`    // of the source; 0 where it is not known in advance
+	BytesStored     uint64                 `protobuf:"varint,4,opt,name=bytes_stored,json=bytesStored,proto3" json:"bytes_stored,omitempty"` // of objects, acknowledged by S3
+	PartsStored     uint32                 `protobuf:"varint,5,opt,name=parts_stored,json=partsStored,proto3" json:"parts_stored,omitempty"`
+	Doing           string                 `protobuf:"bytes,6,opt,name=doing,proto3" json:"doing,omitempty"`                                               // the item at hand
+	ReadPerSecond   uint64                 `protobuf:"varint,7,opt,name=read_per_second,json=readPerSecond,proto3" json:"read_per_second,omitempty"`       // bytes, of the last seconds
+	StoredPerSecond uint64                 `protobuf:"varint,8,opt,name=stored_per_second,json=storedPerSecond,proto3" json:"stored_per_second,omitempty"` // bytes, of the last seconds
+	Left            *durationpb.Duration   `protobuf:"bytes,9,opt,name=left,proto3" json:"left,omitempty"`                                                 // estimate; not set where it cannot be told
+	Uplink          Uplink                 `protobuf:"varint,10,opt,name=uplink,proto3,enum=quicklime.wire.v1.Uplink" json:"uplink,omitempty"`
+	Paused          bool                   `protobuf:"varint,11,opt,name=paused,proto3" json:"paused,omitempty"`
+	Retries         uint64                 `protobuf:"varint,12,opt,name=retries,proto3" json:"retries,omitempty"` // tries that did not store their part
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_quicklime_proto_msgTypes[10]
+	mi := &file_quicklime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1235,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[10]
+	mi := &file_quicklime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1248,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{10}
+	return file_quicklime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Progress) GetOrderId() string {
@@ -1067,6 +1293,48 @@ func (x *Progress) GetDoing() string {
 	return ""
 }
 
+func (x *Progress) GetReadPerSecond() uint64 {
+	if x != nil {
+		return x.ReadPerSecond
+	}
+	return 0
+}
+
+func (x *Progress) GetStoredPerSecond() uint64 {
+	if x != nil {
+		return x.StoredPerSecond
+	}
+	return 0
+}
+
+func (x *Progress) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *Progress) GetUplink() Uplink {
+	if x != nil {
+		return x.Uplink
+	}
+	return Uplink_UPLINK_UNSPECIFIED
+}
+
+func (x *Progress) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Progress) GetRetries() uint64 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
 // OrderResult ends an order.
 type OrderResult struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1083,7 +1351,7 @@ type OrderResult struct {
 
 func (x *OrderResult) Reset() {
 	*x = OrderResult{}
-	mi := &file_quicklime_proto_msgTypes[11]
+	mi := &file_quicklime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1363,7 @@ func (x *OrderResult) String() string {
 func (*OrderResult) ProtoMessage() {}
 
 func (x *OrderResult) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[11]
+	mi := &file_quicklime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1376,7 @@ func (x *OrderResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderResult.ProtoReflect.Descriptor instead.
 func (*OrderResult) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{11}
+	return file_quicklime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OrderResult) GetOrderId() string {
@@ -1170,15 +1438,18 @@ type OpenItemRequest struct {
 	// For memory: the physical ranges that the whole image covers, ascending,
 	// and the raw bytes of RAM in each part. Part N holds the Nth such stretch,
 	// so both sides know what is missing, and a later attempt can go on.
-	Ranges        []*PhysicalRange `protobuf:"bytes,6,rep,name=ranges,proto3" json:"ranges,omitempty"`
-	PartRamBytes  uint64           `protobuf:"varint,7,opt,name=part_ram_bytes,json=partRamBytes,proto3" json:"part_ram_bytes,omitempty"`
+	Ranges       []*PhysicalRange `protobuf:"bytes,6,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	PartRamBytes uint64           `protobuf:"varint,7,opt,name=part_ram_bytes,json=partRamBytes,proto3" json:"part_ram_bytes,omitempty"`
+	// For memory: "read", or why /proc/kpageflags could not be, so that pages
+	// that the kernel hands out as zeros are not told apart.
+	PageFlags     string `protobuf:"bytes,8,opt,name=page_flags,json=pageFlags,proto3" json:"page_flags,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OpenItemRequest) Reset() {
 	*x = OpenItemRequest{}
-	mi := &file_quicklime_proto_msgTypes[12]
+	mi := &file_quicklime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1461,7 @@ func (x *OpenItemRequest) String() string {
 func (*OpenItemRequest) ProtoMessage() {}
 
 func (x *OpenItemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[12]
+	mi := &file_quicklime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1474,7 @@ func (x *OpenItemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenItemRequest.ProtoReflect.Descriptor instead.
 func (*OpenItemRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{12}
+	return file_quicklime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OpenItemRequest) GetOrderId() string {
@@ -1255,6 +1526,13 @@ func (x *OpenItemRequest) GetPartRamBytes() uint64 {
 	return 0
 }
 
+func (x *OpenItemRequest) GetPageFlags() string {
+	if x != nil {
+		return x.PageFlags
+	}
+	return ""
+}
+
 type OpenItemReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ItemId        string                 `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
@@ -1266,7 +1544,7 @@ type OpenItemReply struct {
 
 func (x *OpenItemReply) Reset() {
 	*x = OpenItemReply{}
-	mi := &file_quicklime_proto_msgTypes[13]
+	mi := &file_quicklime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1556,7 @@ func (x *OpenItemReply) String() string {
 func (*OpenItemReply) ProtoMessage() {}
 
 func (x *OpenItemReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[13]
+	mi := &file_quicklime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1569,7 @@ func (x *OpenItemReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenItemReply.ProtoReflect.Descriptor instead.
 func (*OpenItemReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{13}
+	return file_quicklime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OpenItemReply) GetItemId() string {
@@ -1326,7 +1604,7 @@ type StoredPart struct {
 
 func (x *StoredPart) Reset() {
 	*x = StoredPart{}
-	mi := &file_quicklime_proto_msgTypes[14]
+	mi := &file_quicklime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1616,7 @@ func (x *StoredPart) String() string {
 func (*StoredPart) ProtoMessage() {}
 
 func (x *StoredPart) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[14]
+	mi := &file_quicklime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1629,7 @@ func (x *StoredPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredPart.ProtoReflect.Descriptor instead.
 func (*StoredPart) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{14}
+	return file_quicklime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StoredPart) GetNumber() int32 {
@@ -1388,13 +1666,16 @@ type GrantPartRequest struct {
 	ReadStarted      *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=read_started,json=readStarted,proto3" json:"read_started,omitempty"`
 	ReadEnded        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=read_ended,json=readEnded,proto3" json:"read_ended,omitempty"`
 	MonotonicStarted *durationpb.Duration   `protobuf:"bytes,11,opt,name=monotonic_started,json=monotonicStarted,proto3" json:"monotonic_started,omitempty"` // since boot, suspended time included
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Of a memory part in zstd: its frames in their order, 64 at most, for the
+	// image's seek table. Their sizes add up to size and raw_size.
+	Frames        []*Frame `protobuf:"bytes,12,rep,name=frames,proto3" json:"frames,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GrantPartRequest) Reset() {
 	*x = GrantPartRequest{}
-	mi := &file_quicklime_proto_msgTypes[15]
+	mi := &file_quicklime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1687,7 @@ func (x *GrantPartRequest) String() string {
 func (*GrantPartRequest) ProtoMessage() {}
 
 func (x *GrantPartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[15]
+	mi := &file_quicklime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1700,7 @@ func (x *GrantPartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantPartRequest.ProtoReflect.Descriptor instead.
 func (*GrantPartRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{15}
+	return file_quicklime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GrantPartRequest) GetOrderId() string {
@@ -1499,6 +1780,67 @@ func (x *GrantPartRequest) GetMonotonicStarted() *durationpb.Duration {
 	return nil
 }
 
+func (x *GrantPartRequest) GetFrames() []*Frame {
+	if x != nil {
+		return x.Frames
+	}
+	return nil
+}
+
+// Frame is a stretch of a part that can be decompressed by itself: one or
+// more zstd frames, skippable ones included.
+type Frame struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stored        uint32                 `protobuf:"varint,1,opt,name=stored,proto3" json:"stored,omitempty"` // bytes of the object
+	Raw           uint32                 `protobuf:"varint,2,opt,name=raw,proto3" json:"raw,omitempty"`       // bytes before compression
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Frame) Reset() {
+	*x = Frame{}
+	mi := &file_quicklime_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Frame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Frame) ProtoMessage() {}
+
+func (x *Frame) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Frame.ProtoReflect.Descriptor instead.
+func (*Frame) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Frame) GetStored() uint32 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
+}
+
+func (x *Frame) GetRaw() uint32 {
+	if x != nil {
+		return x.Raw
+	}
+	return 0
+}
+
 // PhysicalRange is a range of physical memory, both ends inclusive.
 type PhysicalRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1510,7 +1852,7 @@ type PhysicalRange struct {
 
 func (x *PhysicalRange) Reset() {
 	*x = PhysicalRange{}
-	mi := &file_quicklime_proto_msgTypes[16]
+	mi := &file_quicklime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1864,7 @@ func (x *PhysicalRange) String() string {
 func (*PhysicalRange) ProtoMessage() {}
 
 func (x *PhysicalRange) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[16]
+	mi := &file_quicklime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1877,7 @@ func (x *PhysicalRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PhysicalRange.ProtoReflect.Descriptor instead.
 func (*PhysicalRange) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{16}
+	return file_quicklime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PhysicalRange) GetStart() uint64 {
@@ -1565,7 +1907,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_quicklime_proto_msgTypes[17]
+	mi := &file_quicklime_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1919,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[17]
+	mi := &file_quicklime_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1932,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{17}
+	return file_quicklime_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Gap) GetRange() *PhysicalRange {
@@ -1625,7 +1967,7 @@ type GrantPartReply struct {
 
 func (x *GrantPartReply) Reset() {
 	*x = GrantPartReply{}
-	mi := &file_quicklime_proto_msgTypes[18]
+	mi := &file_quicklime_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1979,7 @@ func (x *GrantPartReply) String() string {
 func (*GrantPartReply) ProtoMessage() {}
 
 func (x *GrantPartReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[18]
+	mi := &file_quicklime_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1992,7 @@ func (x *GrantPartReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantPartReply.ProtoReflect.Descriptor instead.
 func (*GrantPartReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{18}
+	return file_quicklime_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GrantPartReply) GetUrl() string {
@@ -1686,7 +2028,7 @@ type CloseItemRequest struct {
 
 func (x *CloseItemRequest) Reset() {
 	*x = CloseItemRequest{}
-	mi := &file_quicklime_proto_msgTypes[19]
+	mi := &file_quicklime_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +2040,7 @@ func (x *CloseItemRequest) String() string {
 func (*CloseItemRequest) ProtoMessage() {}
 
 func (x *CloseItemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[19]
+	mi := &file_quicklime_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +2053,7 @@ func (x *CloseItemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseItemRequest.ProtoReflect.Descriptor instead.
 func (*CloseItemRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{19}
+	return file_quicklime_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CloseItemRequest) GetOrderId() string {
@@ -1751,7 +2093,7 @@ type CloseItemReply struct {
 
 func (x *CloseItemReply) Reset() {
 	*x = CloseItemReply{}
-	mi := &file_quicklime_proto_msgTypes[20]
+	mi := &file_quicklime_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2105,7 @@ func (x *CloseItemReply) String() string {
 func (*CloseItemReply) ProtoMessage() {}
 
 func (x *CloseItemReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[20]
+	mi := &file_quicklime_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2118,7 @@ func (x *CloseItemReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseItemReply.ProtoReflect.Descriptor instead.
 func (*CloseItemReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{20}
+	return file_quicklime_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CloseItemReply) GetWhole() bool {
@@ -1795,7 +2137,7 @@ type TriggerRequest struct {
 
 func (x *TriggerRequest) Reset() {
 	*x = TriggerRequest{}
-	mi := &file_quicklime_proto_msgTypes[21]
+	mi := &file_quicklime_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +2149,7 @@ func (x *TriggerRequest) String() string {
 func (*TriggerRequest) ProtoMessage() {}
 
 func (x *TriggerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[21]
+	mi := &file_quicklime_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +2162,7 @@ func (x *TriggerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TriggerRequest.ProtoReflect.Descriptor instead.
 func (*TriggerRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{21}
+	return file_quicklime_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TriggerRequest) GetEvent() []byte {
@@ -1839,7 +2181,7 @@ type TriggerReply struct {
 
 func (x *TriggerReply) Reset() {
 	*x = TriggerReply{}
-	mi := &file_quicklime_proto_msgTypes[22]
+	mi := &file_quicklime_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2193,7 @@ func (x *TriggerReply) String() string {
 func (*TriggerReply) ProtoMessage() {}
 
 func (x *TriggerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[22]
+	mi := &file_quicklime_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2206,7 @@ func (x *TriggerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TriggerReply.ProtoReflect.Descriptor instead.
 func (*TriggerReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{22}
+	return file_quicklime_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TriggerReply) GetCaseIds() []string {
@@ -1882,7 +2224,7 @@ type ListCasesRequest struct {
 
 func (x *ListCasesRequest) Reset() {
 	*x = ListCasesRequest{}
-	mi := &file_quicklime_proto_msgTypes[23]
+	mi := &file_quicklime_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2236,7 @@ func (x *ListCasesRequest) String() string {
 func (*ListCasesRequest) ProtoMessage() {}
 
 func (x *ListCasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[23]
+	mi := &file_quicklime_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2249,7 @@ func (x *ListCasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCasesRequest.ProtoReflect.Descriptor instead.
 func (*ListCasesRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{23}
+	return file_quicklime_proto_rawDescGZIP(), []int{26}
 }
 
 type ListCasesReply struct {
@@ -1919,7 +2261,7 @@ type ListCasesReply struct {
 
 func (x *ListCasesReply) Reset() {
 	*x = ListCasesReply{}
-	mi := &file_quicklime_proto_msgTypes[24]
+	mi := &file_quicklime_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2273,7 @@ func (x *ListCasesReply) String() string {
 func (*ListCasesReply) ProtoMessage() {}
 
 func (x *ListCasesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[24]
+	mi := &file_quicklime_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2286,7 @@ func (x *ListCasesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCasesReply.ProtoReflect.Descriptor instead.
 func (*ListCasesReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{24}
+	return file_quicklime_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListCasesReply) GetCases() [][]byte {
@@ -1963,7 +2305,7 @@ type GetCaseRequest struct {
 
 func (x *GetCaseRequest) Reset() {
 	*x = GetCaseRequest{}
-	mi := &file_quicklime_proto_msgTypes[25]
+	mi := &file_quicklime_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2317,7 @@ func (x *GetCaseRequest) String() string {
 func (*GetCaseRequest) ProtoMessage() {}
 
 func (x *GetCaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[25]
+	mi := &file_quicklime_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2330,7 @@ func (x *GetCaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCaseRequest.ProtoReflect.Descriptor instead.
 func (*GetCaseRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{25}
+	return file_quicklime_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetCaseRequest) GetId() string {
@@ -2008,7 +2350,7 @@ type GetCaseReply struct {
 
 func (x *GetCaseReply) Reset() {
 	*x = GetCaseReply{}
-	mi := &file_quicklime_proto_msgTypes[26]
+	mi := &file_quicklime_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2362,7 @@ func (x *GetCaseReply) String() string {
 func (*GetCaseReply) ProtoMessage() {}
 
 func (x *GetCaseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[26]
+	mi := &file_quicklime_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2375,7 @@ func (x *GetCaseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCaseReply.ProtoReflect.Descriptor instead.
 func (*GetCaseReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{26}
+	return file_quicklime_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetCaseReply) GetCase() []byte {
@@ -2060,7 +2402,7 @@ type CloseCaseRequest struct {
 
 func (x *CloseCaseRequest) Reset() {
 	*x = CloseCaseRequest{}
-	mi := &file_quicklime_proto_msgTypes[27]
+	mi := &file_quicklime_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2414,7 @@ func (x *CloseCaseRequest) String() string {
 func (*CloseCaseRequest) ProtoMessage() {}
 
 func (x *CloseCaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[27]
+	mi := &file_quicklime_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2427,7 @@ func (x *CloseCaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseCaseRequest.ProtoReflect.Descriptor instead.
 func (*CloseCaseRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{27}
+	return file_quicklime_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CloseCaseRequest) GetId() string {
@@ -2110,7 +2452,7 @@ type CloseCaseReply struct {
 
 func (x *CloseCaseReply) Reset() {
 	*x = CloseCaseReply{}
-	mi := &file_quicklime_proto_msgTypes[28]
+	mi := &file_quicklime_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2464,7 @@ func (x *CloseCaseReply) String() string {
 func (*CloseCaseReply) ProtoMessage() {}
 
 func (x *CloseCaseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[28]
+	mi := &file_quicklime_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2477,119 @@ func (x *CloseCaseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseCaseReply.ProtoReflect.Descriptor instead.
 func (*CloseCaseReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{28}
+	return file_quicklime_proto_rawDescGZIP(), []int{31}
+}
+
+type ControlCaptureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CaseId        string                 `protobuf:"bytes,1,opt,name=case_id,json=caseId,proto3" json:"case_id,omitempty"`
+	Paused        *bool                  `protobuf:"varint,2,opt,name=paused,proto3,oneof" json:"paused,omitempty"` // not set: as it is
+	Limits        *Limits                `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`        // not set: as they are
+	Cancel        string                 `protobuf:"bytes,4,opt,name=cancel,proto3" json:"cancel,omitempty"`        // why the capture is to end now, with what is stored kept; empty: it goes on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControlCaptureRequest) Reset() {
+	*x = ControlCaptureRequest{}
+	mi := &file_quicklime_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControlCaptureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControlCaptureRequest) ProtoMessage() {}
+
+func (x *ControlCaptureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControlCaptureRequest.ProtoReflect.Descriptor instead.
+func (*ControlCaptureRequest) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ControlCaptureRequest) GetCaseId() string {
+	if x != nil {
+		return x.CaseId
+	}
+	return ""
+}
+
+func (x *ControlCaptureRequest) GetPaused() bool {
+	if x != nil && x.Paused != nil {
+		return *x.Paused
+	}
+	return false
+}
+
+func (x *ControlCaptureRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *ControlCaptureRequest) GetCancel() string {
+	if x != nil {
+		return x.Cancel
+	}
+	return ""
+}
+
+type ControlCaptureReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OrderIds      []string               `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"` // those that it applied to
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControlCaptureReply) Reset() {
+	*x = ControlCaptureReply{}
+	mi := &file_quicklime_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControlCaptureReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControlCaptureReply) ProtoMessage() {}
+
+func (x *ControlCaptureReply) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControlCaptureReply.ProtoReflect.Descriptor instead.
+func (*ControlCaptureReply) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ControlCaptureReply) GetOrderIds() []string {
+	if x != nil {
+		return x.OrderIds
+	}
+	return nil
 }
 
 type ListAgentsRequest struct {
@@ -2146,7 +2600,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_quicklime_proto_msgTypes[29]
+	mi := &file_quicklime_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2612,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[29]
+	mi := &file_quicklime_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2625,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{29}
+	return file_quicklime_proto_rawDescGZIP(), []int{34}
 }
 
 type ListAgentsReply struct {
@@ -2183,7 +2637,7 @@ type ListAgentsReply struct {
 
 func (x *ListAgentsReply) Reset() {
 	*x = ListAgentsReply{}
-	mi := &file_quicklime_proto_msgTypes[30]
+	mi := &file_quicklime_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2649,7 @@ func (x *ListAgentsReply) String() string {
 func (*ListAgentsReply) ProtoMessage() {}
 
 func (x *ListAgentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[30]
+	mi := &file_quicklime_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2662,7 @@ func (x *ListAgentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsReply.ProtoReflect.Descriptor instead.
 func (*ListAgentsReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{30}
+	return file_quicklime_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListAgentsReply) GetAgents() []*AttachedAgent {
@@ -2230,7 +2684,7 @@ type AttachedAgent struct {
 
 func (x *AttachedAgent) Reset() {
 	*x = AttachedAgent{}
-	mi := &file_quicklime_proto_msgTypes[31]
+	mi := &file_quicklime_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2696,7 @@ func (x *AttachedAgent) String() string {
 func (*AttachedAgent) ProtoMessage() {}
 
 func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[31]
+	mi := &file_quicklime_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2709,7 @@ func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedAgent.ProtoReflect.Descriptor instead.
 func (*AttachedAgent) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{31}
+	return file_quicklime_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AttachedAgent) GetId() string {
@@ -2296,11 +2750,12 @@ const file_quicklime_proto_rawDesc = "" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.quicklime.wire.v1.HeartbeatH\x00R\theartbeat\x129\n" +
 	"\bprogress\x18\x03 \x01(\v2\x1b.quicklime.wire.v1.ProgressH\x00R\bprogress\x128\n" +
 	"\x06result\x18\x04 \x01(\v2\x1e.quicklime.wire.v1.OrderResultH\x00R\x06resultB\x06\n" +
-	"\x04body\"\xbe\x01\n" +
+	"\x04body\"\xf6\x01\n" +
 	"\x10CollectorMessage\x120\n" +
 	"\x05order\x18\x01 \x01(\v2\x18.quicklime.wire.v1.OrderH\x00R\x05order\x128\n" +
 	"\x06cancel\x18\x02 \x01(\v2\x1e.quicklime.wire.v1.CancelOrderH\x00R\x06cancel\x126\n" +
-	"\x05taken\x18\x03 \x01(\v2\x1e.quicklime.wire.v1.ResultTakenH\x00R\x05takenB\x06\n" +
+	"\x05taken\x18\x03 \x01(\v2\x1e.quicklime.wire.v1.ResultTakenH\x00R\x05taken\x126\n" +
+	"\acontrol\x18\x04 \x01(\v2\x1a.quicklime.wire.v1.ControlH\x00R\acontrolB\x06\n" +
 	"\x04body\"\xf5\x02\n" +
 	"\x05Hello\x12#\n" +
 	"\ragent_version\x18\x01 \x01(\tR\fagentVersion\x12#\n" +
@@ -2320,26 +2775,36 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\"F\n" +
 	"\tHeartbeat\x129\n" +
 	"\n" +
-	"wall_clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\twallClock\"\xad\x02\n" +
+	"wall_clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\twallClock\"\xed\x02\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\acase_id\x18\x02 \x01(\tR\x06caseId\x12:\n" +
 	"\x06memory\x18\x03 \x01(\v2 .quicklime.wire.v1.MemoryCaptureH\x00R\x06memory\x12@\n" +
 	"\bvolatile\x18\x04 \x01(\v2\".quicklime.wire.v1.ArtifactCaptureH\x00R\bvolatile\x128\n" +
-	"\x04live\x18\x05 \x01(\v2\".quicklime.wire.v1.ArtifactCaptureH\x00R\x04live\x128\n" +
+	"\x04live\x18\x05 \x01(\v2\".quicklime.wire.v1.ArtifactCaptureH\x00R\x04live\x12>\n" +
+	"\asymbols\x18\a \x01(\v2\".quicklime.wire.v1.ArtifactCaptureH\x00R\asymbols\x128\n" +
 	"\n" +
 	"time_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\ttimeLimitB\t\n" +
-	"\acapture\"\x8a\x01\n" +
+	"\acapture\"\xbd\x01\n" +
 	"\rMemoryCapture\x127\n" +
 	"\x06source\x18\x01 \x01(\x0e2\x1f.quicklime.wire.v1.MemorySourceR\x06source\x12@\n" +
-	"\vcompression\x18\x02 \x01(\x0e2\x1e.quicklime.wire.v1.CompressionR\vcompression\"S\n" +
+	"\vcompression\x18\x02 \x01(\x0e2\x1e.quicklime.wire.v1.CompressionR\vcompression\x121\n" +
+	"\x06limits\x18\x03 \x01(\v2\x19.quicklime.wire.v1.LimitsR\x06limits\"S\n" +
+	"\x06Limits\x12\x1f\n" +
+	"\vcpu_percent\x18\x01 \x01(\rR\n" +
+	"cpuPercent\x12(\n" +
+	"\x10bytes_per_second\x18\x02 \x01(\x04R\x0ebytesPerSecond\"o\n" +
+	"\aControl\x12\x19\n" +
+	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
+	"\x06paused\x18\x02 \x01(\bR\x06paused\x121\n" +
+	"\x06limits\x18\x03 \x01(\v2\x19.quicklime.wire.v1.LimitsR\x06limits\"S\n" +
 	"\x0fArtifactCapture\x12@\n" +
 	"\vcompression\x18\x01 \x01(\x0e2\x1e.quicklime.wire.v1.CompressionR\vcompression\"@\n" +
 	"\vCancelOrder\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"(\n" +
 	"\vResultTaken\x12\x19\n" +
-	"\border_id\x18\x01 \x01(\tR\aorderId\"\xc1\x01\n" +
+	"\border_id\x18\x01 \x01(\tR\aorderId\"\xa9\x03\n" +
 	"\bProgress\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x1d\n" +
 	"\n" +
@@ -2348,7 +2813,14 @@ const file_quicklime_proto_rawDesc = "" +
 	"bytesTotal\x12!\n" +
 	"\fbytes_stored\x18\x04 \x01(\x04R\vbytesStored\x12!\n" +
 	"\fparts_stored\x18\x05 \x01(\rR\vpartsStored\x12\x14\n" +
-	"\x05doing\x18\x06 \x01(\tR\x05doing\"\xbf\x02\n" +
+	"\x05doing\x18\x06 \x01(\tR\x05doing\x12&\n" +
+	"\x0fread_per_second\x18\a \x01(\x04R\rreadPerSecond\x12*\n" +
+	"\x11stored_per_second\x18\b \x01(\x04R\x0fstoredPerSecond\x12-\n" +
+	"\x04left\x18\t \x01(\v2\x19.google.protobuf.DurationR\x04left\x121\n" +
+	"\x06uplink\x18\n" +
+	" \x01(\x0e2\x19.quicklime.wire.v1.UplinkR\x06uplink\x12\x16\n" +
+	"\x06paused\x18\v \x01(\bR\x06paused\x12\x18\n" +
+	"\aretries\x18\f \x01(\x04R\aretries\"\xbf\x02\n" +
 	"\vOrderResult\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x124\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1a.quicklime.wire.v1.OutcomeR\aoutcome\x12\x14\n" +
@@ -2356,7 +2828,7 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12I\n" +
 	"\x0frefused_sources\x18\x05 \x03(\v2 .quicklime.wire.v1.SourceVerdictR\x0erefusedSources\x124\n" +
 	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
-	"\x05ended\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\"\xad\x02\n" +
+	"\x05ended\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\"\xcc\x02\n" +
 	"\x0fOpenItemRequest\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x121\n" +
@@ -2364,7 +2836,9 @@ const file_quicklime_proto_rawDesc = "" +
 	"\vcompression\x18\x04 \x01(\x0e2\x1e.quicklime.wire.v1.CompressionR\vcompression\x12\x16\n" +
 	"\x06source\x18\x05 \x01(\tR\x06source\x128\n" +
 	"\x06ranges\x18\x06 \x03(\v2 .quicklime.wire.v1.PhysicalRangeR\x06ranges\x12$\n" +
-	"\x0epart_ram_bytes\x18\a \x01(\x04R\fpartRamBytes\"w\n" +
+	"\x0epart_ram_bytes\x18\a \x01(\x04R\fpartRamBytes\x12\x1d\n" +
+	"\n" +
+	"page_flags\x18\b \x01(\tR\tpageFlags\"w\n" +
 	"\rOpenItemReply\x12\x17\n" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x125\n" +
 	"\x06stored\x18\x02 \x03(\v2\x1d.quicklime.wire.v1.StoredPartR\x06stored\x12\x16\n" +
@@ -2373,7 +2847,7 @@ const file_quicklime_proto_rawDesc = "" +
 	"StoredPart\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x05R\x06number\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
-	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"\xcd\x03\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"\xff\x03\n" +
 	"\x10GrantPartRequest\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x17\n" +
 	"\aitem_id\x18\x02 \x01(\tR\x06itemId\x12\x16\n" +
@@ -2387,7 +2861,11 @@ const file_quicklime_proto_rawDesc = "" +
 	"\n" +
 	"read_ended\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\treadEnded\x12F\n" +
-	"\x11monotonic_started\x18\v \x01(\v2\x19.google.protobuf.DurationR\x10monotonicStarted\"7\n" +
+	"\x11monotonic_started\x18\v \x01(\v2\x19.google.protobuf.DurationR\x10monotonicStarted\x120\n" +
+	"\x06frames\x18\f \x03(\v2\x18.quicklime.wire.v1.FrameR\x06frames\"1\n" +
+	"\x05Frame\x12\x16\n" +
+	"\x06stored\x18\x01 \x01(\rR\x06stored\x12\x10\n" +
+	"\x03raw\x18\x02 \x01(\rR\x03raw\"7\n" +
 	"\rPhysicalRange\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\"k\n" +
@@ -2424,7 +2902,15 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x10CloseCaseRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x10\n" +
-	"\x0eCloseCaseReply\"\x13\n" +
+	"\x0eCloseCaseReply\"\xa3\x01\n" +
+	"\x15ControlCaptureRequest\x12\x17\n" +
+	"\acase_id\x18\x01 \x01(\tR\x06caseId\x12\x1b\n" +
+	"\x06paused\x18\x02 \x01(\bH\x00R\x06paused\x88\x01\x01\x121\n" +
+	"\x06limits\x18\x03 \x01(\v2\x19.quicklime.wire.v1.LimitsR\x06limits\x12\x16\n" +
+	"\x06cancel\x18\x04 \x01(\tR\x06cancelB\t\n" +
+	"\a_paused\"2\n" +
+	"\x13ControlCaptureReply\x12\x1b\n" +
+	"\torder_ids\x18\x01 \x03(\tR\borderIds\"\x13\n" +
 	"\x11ListAgentsRequest\"K\n" +
 	"\x0fListAgentsReply\x128\n" +
 	"\x06agents\x18\x01 \x03(\v2 .quicklime.wire.v1.AttachedAgentR\x06agents\"\xc0\x01\n" +
@@ -2436,11 +2922,19 @@ const file_quicklime_proto_rawDesc = "" +
 	"\fMemorySource\x12\x1d\n" +
 	"\x19MEMORY_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MEMORY_SOURCE_KCORE\x10\x01\x12\x16\n" +
-	"\x12MEMORY_SOURCE_LIME\x10\x02*V\n" +
+	"\x12MEMORY_SOURCE_LIME\x10\x02*l\n" +
 	"\vCompression\x12\x1b\n" +
 	"\x17COMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10COMPRESSION_NONE\x10\x01\x12\x14\n" +
-	"\x10COMPRESSION_ZSTD\x10\x02*^\n" +
+	"\x10COMPRESSION_ZSTD\x10\x02\x12\x14\n" +
+	"\x10COMPRESSION_AUTO\x10\x03*~\n" +
+	"\x06Uplink\x12\x16\n" +
+	"\x12UPLINK_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vUPLINK_IDLE\x10\x01\x12\x12\n" +
+	"\x0eUPLINK_FLOWING\x10\x02\x12\x0f\n" +
+	"\vUPLINK_FULL\x10\x03\x12\x12\n" +
+	"\x0eUPLINK_FAILING\x10\x04\x12\x12\n" +
+	"\x0eUPLINK_WAITING\x10\x05*^\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rOUTCOME_WHOLE\x10\x01\x12\x13\n" +
@@ -2456,14 +2950,15 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x06Attach\x12\x1f.quicklime.wire.v1.AgentMessage\x1a#.quicklime.wire.v1.CollectorMessage(\x010\x01\x12P\n" +
 	"\bOpenItem\x12\".quicklime.wire.v1.OpenItemRequest\x1a .quicklime.wire.v1.OpenItemReply\x12S\n" +
 	"\tGrantPart\x12#.quicklime.wire.v1.GrantPartRequest\x1a!.quicklime.wire.v1.GrantPartReply\x12S\n" +
-	"\tCloseItem\x12#.quicklime.wire.v1.CloseItemRequest\x1a!.quicklime.wire.v1.CloseItemReply2\xb1\x03\n" +
+	"\tCloseItem\x12#.quicklime.wire.v1.CloseItemRequest\x1a!.quicklime.wire.v1.CloseItemReply2\x95\x04\n" +
 	"\x0fOperatorService\x12M\n" +
 	"\aTrigger\x12!.quicklime.wire.v1.TriggerRequest\x1a\x1f.quicklime.wire.v1.TriggerReply\x12S\n" +
 	"\tListCases\x12#.quicklime.wire.v1.ListCasesRequest\x1a!.quicklime.wire.v1.ListCasesReply\x12M\n" +
 	"\aGetCase\x12!.quicklime.wire.v1.GetCaseRequest\x1a\x1f.quicklime.wire.v1.GetCaseReply\x12S\n" +
 	"\tCloseCase\x12#.quicklime.wire.v1.CloseCaseRequest\x1a!.quicklime.wire.v1.CloseCaseReply\x12V\n" +
 	"\n" +
-	"ListAgents\x12$.quicklime.wire.v1.ListAgentsRequest\x1a\".quicklime.wire.v1.ListAgentsReplyB6Z4github.com/quicklime-ir/quicklime/proto/wire/v1;wireb\x06proto3"
+	"ListAgents\x12$.quicklime.wire.v1.ListAgentsRequest\x1a\".quicklime.wire.v1.ListAgentsReply\x12b\n" +
+	"\x0eControlCapture\x12(.quicklime.wire.v1.ControlCaptureRequest\x1a&.quicklime.wire.v1.ControlCaptureReplyB6Z4github.com/quicklime-ir/quicklime/proto/wire/v1;wireb\x06proto3"
 
 var (
 	file_quicklime_proto_rawDescOnce sync.Once
@@ -2477,110 +2972,126 @@ func file_quicklime_proto_rawDescGZIP() []byte {
 	return file_quicklime_proto_rawDescData
 }
 
-var file_quicklime_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_quicklime_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_quicklime_proto_goTypes = []any{
 	(MemorySource)(0),             // 0: quicklime.wire.v1.MemorySource
 	(Compression)(0),              // 1: quicklime.wire.v1.Compression
-	(Outcome)(0),                  // 2: quicklime.wire.v1.Outcome
-	(Format)(0),                   // 3: quicklime.wire.v1.Format
-	(*AgentMessage)(nil),          // 4: quicklime.wire.v1.AgentMessage
-	(*CollectorMessage)(nil),      // 5: quicklime.wire.v1.CollectorMessage
-	(*Hello)(nil),                 // 6: quicklime.wire.v1.Hello
-	(*SourceVerdict)(nil),         // 7: quicklime.wire.v1.SourceVerdict
-	(*Heartbeat)(nil),             // 8: quicklime.wire.v1.Heartbeat
-	(*Order)(nil),                 // 9: quicklime.wire.v1.Order
-	(*MemoryCapture)(nil),         // 10: quicklime.wire.v1.MemoryCapture
-	(*ArtifactCapture)(nil),       // 11: quicklime.wire.v1.ArtifactCapture
-	(*CancelOrder)(nil),           // 12: quicklime.wire.v1.CancelOrder
-	(*ResultTaken)(nil),           // 13: quicklime.wire.v1.ResultTaken
-	(*Progress)(nil),              // 14: quicklime.wire.v1.Progress
-	(*OrderResult)(nil),           // 15: quicklime.wire.v1.OrderResult
-	(*OpenItemRequest)(nil),       // 16: quicklime.wire.v1.OpenItemRequest
-	(*OpenItemReply)(nil),         // 17: quicklime.wire.v1.OpenItemReply
-	(*StoredPart)(nil),            // 18: quicklime.wire.v1.StoredPart
-	(*GrantPartRequest)(nil),      // 19: quicklime.wire.v1.GrantPartRequest
-	(*PhysicalRange)(nil),         // 20: quicklime.wire.v1.PhysicalRange
-	(*Gap)(nil),                   // 21: quicklime.wire.v1.Gap
-	(*GrantPartReply)(nil),        // 22: quicklime.wire.v1.GrantPartReply
-	(*CloseItemRequest)(nil),      // 23: quicklime.wire.v1.CloseItemRequest
-	(*CloseItemReply)(nil),        // 24: quicklime.wire.v1.CloseItemReply
-	(*TriggerRequest)(nil),        // 25: quicklime.wire.v1.TriggerRequest
-	(*TriggerReply)(nil),          // 26: quicklime.wire.v1.TriggerReply
-	(*ListCasesRequest)(nil),      // 27: quicklime.wire.v1.ListCasesRequest
-	(*ListCasesReply)(nil),        // 28: quicklime.wire.v1.ListCasesReply
-	(*GetCaseRequest)(nil),        // 29: quicklime.wire.v1.GetCaseRequest
-	(*GetCaseReply)(nil),          // 30: quicklime.wire.v1.GetCaseReply
-	(*CloseCaseRequest)(nil),      // 31: quicklime.wire.v1.CloseCaseRequest
-	(*CloseCaseReply)(nil),        // 32: quicklime.wire.v1.CloseCaseReply
-	(*ListAgentsRequest)(nil),     // 33: quicklime.wire.v1.ListAgentsRequest
-	(*ListAgentsReply)(nil),       // 34: quicklime.wire.v1.ListAgentsReply
-	(*AttachedAgent)(nil),         // 35: quicklime.wire.v1.AttachedAgent
-	nil,                           // 36: quicklime.wire.v1.GrantPartReply.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	(Uplink)(0),                   // 2: quicklime.wire.v1.Uplink
+	(Outcome)(0),                  // 3: quicklime.wire.v1.Outcome
+	(Format)(0),                   // 4: quicklime.wire.v1.Format
+	(*AgentMessage)(nil),          // 5: quicklime.wire.v1.AgentMessage
+	(*CollectorMessage)(nil),      // 6: quicklime.wire.v1.CollectorMessage
+	(*Hello)(nil),                 // 7: quicklime.wire.v1.Hello
+	(*SourceVerdict)(nil),         // 8: quicklime.wire.v1.SourceVerdict
+	(*Heartbeat)(nil),             // 9: quicklime.wire.v1.Heartbeat
+	(*Order)(nil),                 // 10: quicklime.wire.v1.Order
+	(*MemoryCapture)(nil),         // 11: quicklime.wire.v1.MemoryCapture
+	(*Limits)(nil),                // 12: quicklime.wire.v1.Limits
+	(*Control)(nil),               // 13: quicklime.wire.v1.Control
+	(*ArtifactCapture)(nil),       // 14: quicklime.wire.v1.ArtifactCapture
+	(*CancelOrder)(nil),           // 15: quicklime.wire.v1.CancelOrder
+	(*ResultTaken)(nil),           // 16: quicklime.wire.v1.ResultTaken
+	(*Progress)(nil),              // 17: quicklime.wire.v1.Progress
+	(*OrderResult)(nil),           // 18: quicklime.wire.v1.OrderResult
+	(*OpenItemRequest)(nil),       // 19: quicklime.wire.v1.OpenItemRequest
+	(*OpenItemReply)(nil),         // 20: quicklime.wire.v1.OpenItemReply
+	(*StoredPart)(nil),            // 21: quicklime.wire.v1.StoredPart
+	(*GrantPartRequest)(nil),      // 22: quicklime.wire.v1.GrantPartRequest
+	(*Frame)(nil),                 // 23: quicklime.wire.v1.Frame
+	(*PhysicalRange)(nil),         // 24: quicklime.wire.v1.PhysicalRange
+	(*Gap)(nil),                   // 25: quicklime.wire.v1.Gap
+	(*GrantPartReply)(nil),        // 26: quicklime.wire.v1.GrantPartReply
+	(*CloseItemRequest)(nil),      // 27: quicklime.wire.v1.CloseItemRequest
+	(*CloseItemReply)(nil),        // 28: quicklime.wire.v1.CloseItemReply
+	(*TriggerRequest)(nil),        // 29: quicklime.wire.v1.TriggerRequest
+	(*TriggerReply)(nil),          // 30: quicklime.wire.v1.TriggerReply
+	(*ListCasesRequest)(nil),      // 31: quicklime.wire.v1.ListCasesRequest
+	(*ListCasesReply)(nil),        // 32: quicklime.wire.v1.ListCasesReply
+	(*GetCaseRequest)(nil),        // 33: quicklime.wire.v1.GetCaseRequest
+	(*GetCaseReply)(nil),          // 34: quicklime.wire.v1.GetCaseReply
+	(*CloseCaseRequest)(nil),      // 35: quicklime.wire.v1.CloseCaseRequest
+	(*CloseCaseReply)(nil),        // 36: quicklime.wire.v1.CloseCaseReply
+	(*ControlCaptureRequest)(nil), // 37: quicklime.wire.v1.ControlCaptureRequest
+	(*ControlCaptureReply)(nil),   // 38: quicklime.wire.v1.ControlCaptureReply
+	(*ListAgentsRequest)(nil),     // 39: quicklime.wire.v1.ListAgentsRequest
+	(*ListAgentsReply)(nil),       // 40: quicklime.wire.v1.ListAgentsReply
+	(*AttachedAgent)(nil),         // 41: quicklime.wire.v1.AttachedAgent
+	nil,                           // 42: quicklime.wire.v1.GrantPartReply.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
 }
 var file_quicklime_proto_depIdxs = []int32{
-	6,  // 0: quicklime.wire.v1.AgentMessage.hello:type_name -> quicklime.wire.v1.Hello
-	8,  // 1: quicklime.wire.v1.AgentMessage.heartbeat:type_name -> quicklime.wire.v1.Heartbeat
-	14, // 2: quicklime.wire.v1.AgentMessage.progress:type_name -> quicklime.wire.v1.Progress
-	15, // 3: quicklime.wire.v1.AgentMessage.result:type_name -> quicklime.wire.v1.OrderResult
-	9,  // 4: quicklime.wire.v1.CollectorMessage.order:type_name -> quicklime.wire.v1.Order
-	12, // 5: quicklime.wire.v1.CollectorMessage.cancel:type_name -> quicklime.wire.v1.CancelOrder
-	13, // 6: quicklime.wire.v1.CollectorMessage.taken:type_name -> quicklime.wire.v1.ResultTaken
-	37, // 7: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
-	7,  // 8: quicklime.wire.v1.Hello.memory_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	37, // 9: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
-	10, // 10: quicklime.wire.v1.Order.memory:type_name -> quicklime.wire.v1.MemoryCapture
-	11, // 11: quicklime.wire.v1.Order.volatile:type_name -> quicklime.wire.v1.ArtifactCapture
-	11, // 12: quicklime.wire.v1.Order.live:type_name -> quicklime.wire.v1.ArtifactCapture
-	38, // 13: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
-	0,  // 14: quicklime.wire.v1.MemoryCapture.source:type_name -> quicklime.wire.v1.MemorySource
-	1,  // 15: quicklime.wire.v1.MemoryCapture.compression:type_name -> quicklime.wire.v1.Compression
-	1,  // 16: quicklime.wire.v1.ArtifactCapture.compression:type_name -> quicklime.wire.v1.Compression
-	2,  // 17: quicklime.wire.v1.OrderResult.outcome:type_name -> quicklime.wire.v1.Outcome
-	7,  // 18: quicklime.wire.v1.OrderResult.refused_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	37, // 19: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
-	37, // 20: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
-	3,  // 21: quicklime.wire.v1.OpenItemRequest.format:type_name -> quicklime.wire.v1.Format
-	1,  // 22: quicklime.wire.v1.OpenItemRequest.compression:type_name -> quicklime.wire.v1.Compression
-	20, // 23: quicklime.wire.v1.OpenItemRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
-	18, // 24: quicklime.wire.v1.OpenItemReply.stored:type_name -> quicklime.wire.v1.StoredPart
-	20, // 25: quicklime.wire.v1.GrantPartRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
-	21, // 26: quicklime.wire.v1.GrantPartRequest.gaps:type_name -> quicklime.wire.v1.Gap
-	37, // 27: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
-	37, // 28: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
-	38, // 29: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
-	20, // 30: quicklime.wire.v1.Gap.range:type_name -> quicklime.wire.v1.PhysicalRange
-	36, // 31: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
-	14, // 32: quicklime.wire.v1.GetCaseReply.progress:type_name -> quicklime.wire.v1.Progress
-	35, // 33: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
-	6,  // 34: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
-	37, // 35: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
-	37, // 36: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
-	4,  // 37: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
-	16, // 38: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
-	19, // 39: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
-	23, // 40: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
-	25, // 41: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
-	27, // 42: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
-	29, // 43: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
-	31, // 44: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
-	33, // 45: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
-	5,  // 46: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
-	17, // 47: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
-	22, // 48: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
-	24, // 49: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
-	26, // 50: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
-	28, // 51: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
-	30, // 52: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
-	32, // 53: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
-	34, // 54: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
-	46, // [46:55] is the sub-list for method output_type
-	37, // [37:46] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	7,  // 0: quicklime.wire.v1.AgentMessage.hello:type_name -> quicklime.wire.v1.Hello
+	9,  // 1: quicklime.wire.v1.AgentMessage.heartbeat:type_name -> quicklime.wire.v1.Heartbeat
+	17, // 2: quicklime.wire.v1.AgentMessage.progress:type_name -> quicklime.wire.v1.Progress
+	18, // 3: quicklime.wire.v1.AgentMessage.result:type_name -> quicklime.wire.v1.OrderResult
+	10, // 4: quicklime.wire.v1.CollectorMessage.order:type_name -> quicklime.wire.v1.Order
+	15, // 5: quicklime.wire.v1.CollectorMessage.cancel:type_name -> quicklime.wire.v1.CancelOrder
+	16, // 6: quicklime.wire.v1.CollectorMessage.taken:type_name -> quicklime.wire.v1.ResultTaken
+	13, // 7: quicklime.wire.v1.CollectorMessage.control:type_name -> quicklime.wire.v1.Control
+	43, // 8: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
+	8,  // 9: quicklime.wire.v1.Hello.memory_sources:type_name -> quicklime.wire.v1.SourceVerdict
+	43, // 10: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
+	11, // 11: quicklime.wire.v1.Order.memory:type_name -> quicklime.wire.v1.MemoryCapture
+	14, // 12: quicklime.wire.v1.Order.volatile:type_name -> quicklime.wire.v1.ArtifactCapture
+	14, // 13: quicklime.wire.v1.Order.live:type_name -> quicklime.wire.v1.ArtifactCapture
+	14, // 14: quicklime.wire.v1.Order.symbols:type_name -> quicklime.wire.v1.ArtifactCapture
+	44, // 15: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
+	0,  // 16: quicklime.wire.v1.MemoryCapture.source:type_name -> quicklime.wire.v1.MemorySource
+	1,  // 17: quicklime.wire.v1.MemoryCapture.compression:type_name -> quicklime.wire.v1.Compression
+	12, // 18: quicklime.wire.v1.MemoryCapture.limits:type_name -> quicklime.wire.v1.Limits
+	12, // 19: quicklime.wire.v1.Control.limits:type_name -> quicklime.wire.v1.Limits
+	1,  // 20: quicklime.wire.v1.ArtifactCapture.compression:type_name -> quicklime.wire.v1.Compression
+	44, // 21: quicklime.wire.v1.Progress.left:type_name -> google.protobuf.Duration
+	2,  // 22: quicklime.wire.v1.Progress.uplink:type_name -> quicklime.wire.v1.Uplink
+	3,  // 23: quicklime.wire.v1.OrderResult.outcome:type_name -> quicklime.wire.v1.Outcome
+	8,  // 24: quicklime.wire.v1.OrderResult.refused_sources:type_name -> quicklime.wire.v1.SourceVerdict
+	43, // 25: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
+	43, // 26: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
+	4,  // 27: quicklime.wire.v1.OpenItemRequest.format:type_name -> quicklime.wire.v1.Format
+	1,  // 28: quicklime.wire.v1.OpenItemRequest.compression:type_name -> quicklime.wire.v1.Compression
+	24, // 29: quicklime.wire.v1.OpenItemRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
+	21, // 30: quicklime.wire.v1.OpenItemReply.stored:type_name -> quicklime.wire.v1.StoredPart
+	24, // 31: quicklime.wire.v1.GrantPartRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
+	25, // 32: quicklime.wire.v1.GrantPartRequest.gaps:type_name -> quicklime.wire.v1.Gap
+	43, // 33: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
+	43, // 34: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
+	44, // 35: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
+	23, // 36: quicklime.wire.v1.GrantPartRequest.frames:type_name -> quicklime.wire.v1.Frame
+	24, // 37: quicklime.wire.v1.Gap.range:type_name -> quicklime.wire.v1.PhysicalRange
+	42, // 38: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
+	17, // 39: quicklime.wire.v1.GetCaseReply.progress:type_name -> quicklime.wire.v1.Progress
+	12, // 40: quicklime.wire.v1.ControlCaptureRequest.limits:type_name -> quicklime.wire.v1.Limits
+	41, // 41: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
+	7,  // 42: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
+	43, // 43: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
+	43, // 44: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
+	5,  // 45: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
+	19, // 46: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
+	22, // 47: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
+	27, // 48: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
+	29, // 49: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
+	31, // 50: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
+	33, // 51: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
+	35, // 52: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
+	39, // 53: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
+	37, // 54: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
+	6,  // 55: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
+	20, // 56: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
+	26, // 57: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
+	28, // 58: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
+	30, // 59: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
+	32, // 60: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
+	34, // 61: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
+	36, // 62: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
+	40, // 63: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
+	38, // 64: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
+	55, // [55:65] is the sub-list for method output_type
+	45, // [45:55] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_quicklime_proto_init() }
@@ -2598,19 +3109,22 @@ func file_quicklime_proto_init() {
 		(*CollectorMessage_Order)(nil),
 		(*CollectorMessage_Cancel)(nil),
 		(*CollectorMessage_Taken)(nil),
+		(*CollectorMessage_Control)(nil),
 	}
 	file_quicklime_proto_msgTypes[5].OneofWrappers = []any{
 		(*Order_Memory)(nil),
 		(*Order_Volatile)(nil),
 		(*Order_Live)(nil),
+		(*Order_Symbols)(nil),
 	}
+	file_quicklime_proto_msgTypes[32].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quicklime_proto_rawDesc), len(file_quicklime_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   33,
+			NumEnums:      5,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

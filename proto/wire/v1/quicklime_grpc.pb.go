@@ -261,11 +261,12 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	OperatorService_Trigger_FullMethodName    = "/quicklime.wire.v1.OperatorService/Trigger"
-	OperatorService_ListCases_FullMethodName  = "/quicklime.wire.v1.OperatorService/ListCases"
-	OperatorService_GetCase_FullMethodName    = "/quicklime.wire.v1.OperatorService/GetCase"
-	OperatorService_CloseCase_FullMethodName  = "/quicklime.wire.v1.OperatorService/CloseCase"
-	OperatorService_ListAgents_FullMethodName = "/quicklime.wire.v1.OperatorService/ListAgents"
+	OperatorService_Trigger_FullMethodName        = "/quicklime.wire.v1.OperatorService/Trigger"
+	OperatorService_ListCases_FullMethodName      = "/quicklime.wire.v1.OperatorService/ListCases"
+	OperatorService_GetCase_FullMethodName        = "/quicklime.wire.v1.OperatorService/GetCase"
+	OperatorService_CloseCase_FullMethodName      = "/quicklime.wire.v1.OperatorService/CloseCase"
+	OperatorService_ListAgents_FullMethodName     = "/quicklime.wire.v1.OperatorService/ListAgents"
+	OperatorService_ControlCapture_FullMethodName = "/quicklime.wire.v1.OperatorService/ControlCapture"
 )
 
 // OperatorServiceClient is the client API for OperatorService service.
@@ -283,6 +284,9 @@ type OperatorServiceClient interface {
 	// new one.
 	CloseCase(ctx context.Context, in *CloseCaseRequest, opts ...grpc.CallOption) (*CloseCaseReply, error)
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsReply, error)
+	// ControlCapture pauses, resumes, limits or cancels what an agent captures
+	// for a case now. The capture's deadline goes on.
+	ControlCapture(ctx context.Context, in *ControlCaptureRequest, opts ...grpc.CallOption) (*ControlCaptureReply, error)
 }
 
 type operatorServiceClient struct {
@@ -343,6 +347,16 @@ func (c *operatorServiceClient) ListAgents(ctx context.Context, in *ListAgentsRe
 	return out, nil
 }
 
+func (c *operatorServiceClient) ControlCapture(ctx context.Context, in *ControlCaptureRequest, opts ...grpc.CallOption) (*ControlCaptureReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ControlCaptureReply)
+	err := c.cc.Invoke(ctx, OperatorService_ControlCapture_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperatorServiceServer is the server API for OperatorService service.
 // All implementations must embed UnimplementedOperatorServiceServer
 // for forward compatibility.
@@ -358,6 +372,9 @@ type OperatorServiceServer interface {
 	// new one.
 	CloseCase(context.Context, *CloseCaseRequest) (*CloseCaseReply, error)
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsReply, error)
+	// ControlCapture pauses, resumes, limits or cancels what an agent captures
+	// for a case now. The capture's deadline goes on.
+	ControlCapture(context.Context, *ControlCaptureRequest) (*ControlCaptureReply, error)
 	mustEmbedUnimplementedOperatorServiceServer()
 }
 
@@ -382,6 +399,9 @@ func (UnimplementedOperatorServiceServer) CloseCase(context.Context, *CloseCaseR
 }
 func (UnimplementedOperatorServiceServer) ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAgents not implemented")
+}
+func (UnimplementedOperatorServiceServer) ControlCapture(context.Context, *ControlCaptureRequest) (*ControlCaptureReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ControlCapture not implemented")
 }
 func (UnimplementedOperatorServiceServer) mustEmbedUnimplementedOperatorServiceServer() {}
 func (UnimplementedOperatorServiceServer) testEmbeddedByValue()                         {}
@@ -494,6 +514,24 @@ func _OperatorService_ListAgents_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OperatorService_ControlCapture_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ControlCaptureRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServiceServer).ControlCapture(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorService_ControlCapture_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServiceServer).ControlCapture(ctx, req.(*ControlCaptureRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // OperatorService_ServiceDesc is the grpc.ServiceDesc for OperatorService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -520,6 +558,10 @@ var OperatorService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAgents",
 			Handler:    _OperatorService_ListAgents_Handler,
+		},
+		{
+			MethodName: "ControlCapture",
+			Handler:    _OperatorService_ControlCapture_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
