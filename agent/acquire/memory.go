@@ -17,7 +17,6 @@ import (
 
 // Bounds of a memory capture.
 const (
-	readBytes      = 1 << 20   // of one read, and of one zstd frame
 	smallPart      = 8 << 20   // RAM in a part, on small hosts
 	largePart      = 16 << 20  // and on others
 	smallHost      = 400 << 20 // RAM: a larger part would not fit its 5 %
@@ -124,7 +123,6 @@ func (j *imageJob) work(ctx context.Context, readers chan memory.Reader) error {
 	if err != nil {
 		return err
 	}
-	buffer := make([]byte, readBytes)
 	for {
 		reader := <-readers
 		number, ok := j.take()
@@ -132,7 +130,7 @@ func (j *imageJob) work(ctx context.Context, readers chan memory.Reader) error {
 			readers <- reader
 			return ctx.Err()
 		}
-		part, err := j.read(ctx, reader, builder, buffer, number)
+		part, err := j.read(ctx, reader, builder, number)
 		readers <- reader
 		if err != nil {
 			return fmt.Errorf("cannot read part %d of memory: %w", number, err)
@@ -159,7 +157,7 @@ func (j *imageJob) take() (int32, bool) {
 
 // read packs one part: a LiME record for each of its ranges, so that any set
 // of parts, in their order, is an image by itself.
-func (j *imageJob) read(ctx context.Context, reader memory.Reader, builder *pack.Builder, buffer []byte, number int32) (pack.Part, error) {
+func (j *imageJob) read(ctx context.Context, reader memory.Reader, builder *pack.Builder, number int32) (pack.Part, error) {
 	started, monotonic := time.Now(), pack.SinceBoot()
 	ranges := j.parts[number-1]
 	var gaps []evidence.Gap
@@ -169,8 +167,7 @@ func (j *imageJob) read(ctx context.Context, reader memory.Reader, builder *pack
 			return pack.Part{}, err
 		}
 		for addr := r.Start; ; {
-			chunk := buffer[:min(uint64(len(buffer)), r.End-addr+1)]
-			bad, err := reader.ReadPhys(ctx, chunk, addr)
+			chunk, bad, err := reader.ReadPhys(ctx, addr, int(min(memory.MaxRead, r.End-addr+1)))
 			if err != nil {
 				return pack.Part{}, err
 			}
@@ -187,7 +184,7 @@ func (j *imageJob) read(ctx context.Context, reader memory.Reader, builder *pack
 		}
 	}
 	part, err := builder.Finish(int(number) == len(j.parts))
-	part.Ranges, part.Gaps = ranges, gaps
+	part.Ranges, part.Gaps = ranges, memory.Bound(gaps)
 	part.Started, part.Ended, part.Monotonic = started, time.Now(), monotonic
 	return part, err
 }

@@ -32,6 +32,7 @@ type segment struct {
 // kcore reads memory through /proc/kcore. Source: fs/proc/kcore.c.
 type kcore struct {
 	path     string
+	alloc    func() ([]byte, func())
 	ranges   []lime.Range
 	segments []segment // ascending, disjoint
 }
@@ -41,8 +42,13 @@ func probeKcore(Options) error {
 	return err
 }
 
-func openKcore(context.Context, Options) (Source, error) {
-	return newKcore(kcorePath, hostRAM)
+func openKcore(_ context.Context, o Options) (Source, error) {
+	k, err := newKcore(kcorePath, hostRAM)
+	if err != nil {
+		return nil, err
+	}
+	k.alloc = o.alloc
+	return k, nil
 }
 
 func newKcore(path string, ram func() ([]lime.Range, error)) (*kcore, error) {
@@ -64,7 +70,7 @@ func newKcore(path string, ram func() ([]lime.Range, error)) (*kcore, error) {
 	} else if err != nil {
 		return nil, refuse("kcore", Failed, "%v", err)
 	}
-	k := &kcore{path: path, ranges: ranges}
+	k := &kcore{path: path, ranges: ranges, alloc: Options{}.alloc}
 	k.segments = within(segments, ranges)
 	if len(k.segments) == 0 {
 		return nil, refuse("kcore", Malformed, "none of its %d segments lies in System RAM", len(segments))
@@ -174,6 +180,9 @@ func (k *kcore) Name() string         { return "kcore" }
 func (k *kcore) Ranges() []lime.Range { return k.ranges }
 func (k *kcore) Readers() int         { return 0 }
 func (k *kcore) Close() error         { return nil }
+func (k *kcore) PageFlags() string    { return "not asked for" }
+
+func (k *kcore) Order(_ context.Context, parts [][]lime.Range) []int { return ascending(parts) }
 
 // Open opens a handle of its own: the kernel copies through a buffer that
 // belongs to the open file, so two readers of one handle would mix pages.
@@ -183,23 +192,42 @@ func (k *kcore) Open() (Reader, error) {
 	if err != nil {
 		return nil, kcoreRefusal(err)
 	}
-	return &kcoreReader{segments: k.segments, file: &patient{open: open, current: first, limit: readLimit}}, nil
+	buffer, free := k.alloc()
+	return &kcoreReader{segments: k.segments, buffer: buffer, free: free, file: &patient{open: open, current: first, limit: readLimit}}, nil
 }
 
 type kcoreReader struct {
 	segments []segment
+	buffer   []byte
+	free     func()
 	file     *patient
 }
 
-func (r *kcoreReader) Close() error { return r.file.close() }
+func (r *kcoreReader) Close() error {
+	if r.free != nil {
+		r.free()
+	}
+	return r.file.close()
+}
 
-func (r *kcoreReader) ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error) {
+func (r *kcoreReader) ReadPhys(ctx context.Context, addr uint64, n int) ([]byte, []evidence.Gap, error) {
+	if err := checkRead(addr, n); err != nil {
+		return nil, nil, err
+	}
+	gaps, err := r.read(ctx, r.buffer[:n], addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	return r.buffer[:n], gaps, nil
+}
+
+func (r *kcoreReader) read(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error) {
 	var gaps []evidence.Gap
 	for len(p) > 0 {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		s, n := r.find(addr, min(len(p), maxRead))
+		s, n := r.find(addr, len(p))
 		part := p[:n]
 		if s == nil {
 			clear(part)

@@ -32,6 +32,7 @@ type limeStream struct {
 	kernel kernel
 	loaded chan error // how loading ended; one value, once the image is sent
 	stall  time.Duration
+	alloc  func() ([]byte, func())
 
 	mu     sync.Mutex
 	opened bool // owned by mu
@@ -66,7 +67,12 @@ func openLime(ctx context.Context, o Options) (Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startLime(ctx, path, ranges, kernel{loadModule, unloadModule})
+	s, err := startLime(ctx, path, ranges, kernel{loadModule, unloadModule})
+	if err != nil {
+		return nil, err
+	}
+	s.alloc = o.alloc
+	return s, nil
 }
 
 // startLime loads the module and connects to it. With any timeout but 0 the
@@ -78,7 +84,7 @@ func startLime(ctx context.Context, path string, ranges []lime.Range, k kernel) 
 	if err != nil {
 		return nil, refuse("lime", Failed, "%v", err)
 	}
-	s := &limeStream{ranges: ranges, kernel: k, loaded: make(chan error, 1), stall: streamStall}
+	s := &limeStream{ranges: ranges, kernel: k, loaded: make(chan error, 1), stall: streamStall, alloc: Options{}.alloc}
 	go func() { // waited for by Close or release, through loaded
 		s.loaded <- k.load(path, fmt.Sprintf("path=tcp:%d format=lime localhostonly=1 timeout=0", port))
 	}()
@@ -161,6 +167,9 @@ func (s *limeStream) connect(ctx context.Context, port int) (net.Conn, error) {
 func (s *limeStream) Name() string         { return "lime" }
 func (s *limeStream) Ranges() []lime.Range { return s.ranges }
 func (s *limeStream) Readers() int         { return 1 }
+func (s *limeStream) PageFlags() string    { return "not asked for" }
+
+func (s *limeStream) Order(_ context.Context, parts [][]lime.Range) []int { return ascending(parts) }
 
 // Open gives the stream's reader, once.
 func (s *limeStream) Open() (Reader, error) {
@@ -170,7 +179,8 @@ func (s *limeStream) Open() (Reader, error) {
 		return nil, errors.New("cannot read the LiME stream twice")
 	}
 	s.opened = true
-	return &limeReader{conn: s.conn, image: lime.NewReader(s.conn), want: slices.Clone(s.ranges), stall: s.stall}, nil
+	buffer, free := s.alloc()
+	return &limeReader{buffer: buffer, free: free, conn: s.conn, image: lime.NewReader(s.conn), want: slices.Clone(s.ranges), stall: s.stall}, nil
 }
 
 // Close ends the stream and takes the module out of the kernel. The module
@@ -196,21 +206,30 @@ type limeReader struct {
 	next  uint64       // the address of its next byte
 	begun bool
 	stall time.Duration
+
+	buffer []byte
+	free   func()
 }
 
-func (r *limeReader) Close() error { return nil }
+func (r *limeReader) Close() error {
+	r.free()
+	return nil
+}
 
-func (r *limeReader) ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error) {
+func (r *limeReader) ReadPhys(ctx context.Context, addr uint64, n int) ([]byte, []evidence.Gap, error) {
+	if err := checkRead(addr, n); err != nil {
+		return nil, nil, err
+	}
 	stop := context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	gaps, err := r.read(ctx, p, addr)
+	gaps, err := r.read(ctx, r.buffer[:n], addr)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("cannot read LiME stream at %08x: %w", addr, err)
+		return nil, nil, fmt.Errorf("cannot read LiME stream at %08x: %w", addr, err)
 	}
-	return gaps, nil
+	return r.buffer[:n], gaps, nil
 }
 
 func (r *limeReader) read(ctx context.Context, p []byte, addr uint64) (gaps []evidence.Gap, err error) {

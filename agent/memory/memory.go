@@ -16,9 +16,9 @@ import (
 
 const pageSize = 4096
 
-// maxRead bounds one read of the kernel's, in bytes: older kernels do not
-// yield the processor during it.
-const maxRead = 1 << 20
+// MaxRead bounds one read, in bytes: older kernels do not yield the processor
+// during it.
+const MaxRead = 1 << 20
 
 // NotInSource is the reason of a gap whose bytes are RAM that the source
 // does not offer: the odd bytes at the end of a range, less than a page,
@@ -33,6 +33,14 @@ type Source interface {
 	// Readers is how many readers may be open at a time; 0 is any number.
 	// With one, it must be read in ascending order.
 	Readers() int
+	// PageFlags is "read" where the pages that the kernel hands out as zeros
+	// are told apart by /proc/kpageflags, else why they are not, in at most
+	// 200 bytes.
+	PageFlags() string
+	// Order gives the indexes of parts, those first that change most and are
+	// worth most to an analyst. A source that must be read in ascending order
+	// gives them ascending.
+	Order(ctx context.Context, parts [][]lime.Range) []int
 	Open() (Reader, error)
 	// Close leaves the host as it was found.
 	Close() error
@@ -40,10 +48,11 @@ type Source interface {
 
 // Reader is one handle on a source. It is used by one goroutine at a time.
 type Reader interface {
-	// ReadPhys fills p with memory from addr on; p lies in one range. What
-	// cannot be read is zero in p and returned as gaps, ascending. An error
-	// means that this reader can read nothing more.
-	ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error)
+	// ReadPhys reads n bytes of memory, at most MaxRead, from addr on; they
+	// lie in one range. What cannot be read is zero in b and named in gaps,
+	// ascending. b belongs to the reader and holds until its next ReadPhys or
+	// Close. An error means that this reader can read nothing more.
+	ReadPhys(ctx context.Context, addr uint64, n int) (b []byte, gaps []evidence.Gap, err error)
 	Close() error
 }
 
@@ -87,6 +96,10 @@ type Options struct {
 	Prefer    string // auto (or ""), kcore, lime or file
 	ModuleDir string // prebuilt modules, RELEASE/lime.ko
 	File      string // with file: a LiME image that is read as if it were the host
+	// Alloc gives n bytes for a reader, at most MaxRead and 64 KiB, and what
+	// gives them back; nil takes them from the heap. A buffer is given back
+	// when its reader is closed, that of a read that hangs when it returns.
+	Alloc func(n int) (b []byte, free func())
 }
 
 // Verdict says whether a source could be used.
@@ -160,6 +173,42 @@ func Probe(_ context.Context, o Options) []Verdict {
 		out = append(out, v)
 	}
 	return out
+}
+
+// alloc gives a reader its buffer, from the caller's hook or from the heap.
+func (o Options) alloc() ([]byte, func()) {
+	if o.Alloc != nil {
+		return o.Alloc(MaxRead)
+	}
+	return make([]byte, MaxRead), func() {}
+}
+
+// ascending is the order of a source that is read from its start to its end.
+func ascending(parts [][]lime.Range) []int {
+	order := make([]int, len(parts))
+	for i := range order {
+		order[i] = i
+	}
+	return order
+}
+
+// checkRead refuses a read of a length that no reader gives.
+func checkRead(addr uint64, n int) error {
+	if n < 0 || n > MaxRead {
+		return fmt.Errorf("cannot read %d bytes at %08x: at most %d at a time", n, addr, MaxRead)
+	}
+	return nil
+}
+
+// Bound gives gaps, ascending, in at most evidence.MaxGaps: those beyond
+// become one, Mixed, which reaches over what lies between them.
+func Bound(gaps []evidence.Gap) []evidence.Gap {
+	if len(gaps) <= evidence.MaxGaps {
+		return gaps
+	}
+	rest := gaps[evidence.MaxGaps-1:]
+	mixed := evidence.Gap{Range: lime.Range{Start: rest[0].Range.Start, End: rest[len(rest)-1].Range.End}, Reason: evidence.Mixed}
+	return append(gaps[:evidence.MaxGaps-1:evidence.MaxGaps-1], mixed)
 }
 
 func asRefusal(source string, err error) Refusal {
