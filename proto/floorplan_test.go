@@ -33,6 +33,8 @@ var plan = map[string][]string{
 	"agent/session":   {"agent/pack", "agent/upload", "proto/evidence", "proto/wire/v1"},
 	"agent/upload":    {"agent/pack"},
 
+	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
+
 	"collector/casefile": {"collector/finding", "proto/evidence"},
 	"collector/cloud":    {},
 	"collector/custody":  {"proto/evidence"},
