@@ -34,6 +34,8 @@ var plan = map[string][]string{
 	"agent/throttle":  {},
 	"agent/upload":    {"agent/pack", "agent/throttle"},
 
+	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
+
 	"collector/casefile": {"collector/finding", "proto/evidence"},
 	"collector/cloud":    {},
 	"collector/custody":  {"proto/evidence"},
