@@ -6,14 +6,18 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
+// pageSize is what a range is cut into where a part of it fails, in bytes. The
+// kernel's own pages may be larger.
 const pageSize = 4096
 
 // MaxRead bounds one read, in bytes: older kernels do not yield the processor
@@ -51,9 +55,17 @@ type Reader interface {
 	// ReadPhys reads n bytes of memory, at most MaxRead, from addr on; they
 	// lie in one range. What cannot be read is zero in b and named in gaps,
 	// ascending. b belongs to the reader and holds until its next ReadPhys or
-	// Close. An error means that this reader can read nothing more.
+	// Close. Whether a page is real is looked up just before it is read. An error means that this reader can read nothing more.
 	ReadPhys(ctx context.Context, addr uint64, n int) (b []byte, gaps []evidence.Gap, err error)
 	Close() error
+}
+
+// Witness is a source that itself says what it has sent.
+type Witness interface {
+	// Digest is "sha256 HEX" once all has been read and has that hash, by the
+	// source as well as here, else why not. A source that has sent something
+	// else fails the read of its last bytes.
+	Digest() string
 }
 
 // Reason is a code that says why a source cannot be used.
@@ -96,10 +108,16 @@ type Options struct {
 	Prefer    string // auto (or ""), kcore, lime or file
 	ModuleDir string // prebuilt modules, RELEASE/lime.ko
 	File      string // with file: a LiME image that is read as if it were the host
-	// Alloc gives n bytes for a reader, at most MaxRead and 64 KiB, and what
-	// gives them back; nil takes them from the heap. A buffer is given back
-	// when its reader is closed, that of a read that hangs when it returns.
+	// NoLimeDigest does without the SHA-256 that LiME makes of what it sends.
+	NoLimeDigest bool
+	// Alloc gives n bytes for a reader, and what gives them back; nil takes
+	// them from the heap. A reader has one buffer of MaxRead bytes, which it
+	// gives back when it is closed, and at most maxHung more that belong to
+	// reads that hang, and are given back when these return.
 	Alloc func(n int) (b []byte, free func())
+
+	pageFlags string // for tests: in place of /proc/kpageflags
+	pageBytes uint64 // for tests: of one of the kernel's pages
 }
 
 // Verdict says whether a source could be used.
@@ -183,14 +201,11 @@ func (o Options) alloc() ([]byte, func()) {
 	return make([]byte, MaxRead), func() {}
 }
 
-// ascending is the order of a source that is read from its start to its end.
-func ascending(parts [][]lime.Range) []int {
-	order := make([]int, len(parts))
-	for i := range order {
-		order[i] = i
-	}
-	return order
-}
+// flagsPath is the file of the kernel's page flags.
+func (o Options) flagsPath() string { return cmp.Or(o.pageFlags, flagsPath) }
+
+// page is the size of the kernel's pages, in bytes.
+func (o Options) page() uint64 { return cmp.Or(o.pageBytes, uint64(os.Getpagesize())) }
 
 // checkRead refuses a read of a length that no reader gives.
 func checkRead(addr uint64, n int) error {
