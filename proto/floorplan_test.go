@@ -28,7 +28,7 @@ var plan = map[string][]string{
 	"agent/acquire":   {"agent/artifact", "agent/memory", "agent/pack", "agent/upload", "proto/evidence", "proto/lime"},
 	"agent/artifact":  {},
 	"agent/memory":    {"proto/evidence", "proto/lime"},
-	"agent/pack":      {"proto/evidence", "proto/lime"},
+	"agent/pack":      {"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/preflight": {"agent/memory"},
 	"agent/session":   {"agent/pack", "agent/upload", "proto/evidence", "proto/wire/v1"},
 	"agent/upload":    {"agent/pack"},

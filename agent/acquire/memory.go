@@ -49,7 +49,7 @@ func (a *Acquirer) memory(ctx context.Context, order Order, place Place, m *mete
 
 	ranges := source.Ranges()
 	partRAM, workers := budget(total(ranges), runtime.GOMAXPROCS(0))
-	parts := plan(ranges, partRAM)
+	parts := lime.Plan(ranges, partRAM)
 	m.total.Store(total(ranges))
 	m.begin("memory")
 	slot, err := place.Open(ctx, evidence.Item{
@@ -190,34 +190,6 @@ func (j *imageJob) read(ctx context.Context, reader memory.Reader, builder *pack
 	part.Ranges, part.Gaps = ranges, gaps
 	part.Started, part.Ended, part.Monotonic = started, time.Now(), monotonic
 	return part, err
-}
-
-// plan cuts the ranges into parts of partRAM bytes each, the last excepted.
-// It depends on its arguments alone, so a later attempt on the same host
-// makes the same parts.
-func plan(ranges []lime.Range, partRAM uint64) [][]lime.Range {
-	var parts [][]lime.Range
-	var part []lime.Range
-	room := partRAM
-	for _, r := range ranges {
-		for {
-			if r.Len() <= room {
-				part = append(part, r)
-				room -= r.Len()
-				break
-			}
-			if room > 0 {
-				part = append(part, lime.Range{Start: r.Start, End: r.Start + room - 1})
-				r.Start += room
-			}
-			parts = append(parts, part)
-			part, room = nil, partRAM
-		}
-	}
-	if len(part) > 0 {
-		parts = append(parts, part)
-	}
-	return parts
 }
 
 // budget says how much RAM a part holds and how many workers there are, so

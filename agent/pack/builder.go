@@ -19,6 +19,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/lime"
+	"github.com/quicklime-ir/quicklime/proto/seekable"
 )
 
 // FrameBytes is how much of the input one zstd frame holds at most.
@@ -53,6 +54,9 @@ type Part struct {
 	Started   time.Time
 	Ended     time.Time
 	Monotonic time.Duration
+	// Frames are the part's stretches that can be decompressed by themselves,
+	// for an image's seek table; evidence.MaxFrames at most.
+	Frames []seekable.Frame
 }
 
 // errFull says that more was written than a Builder has room for.
