@@ -25,12 +25,13 @@ var plan = map[string][]string{
 	"proto/identity/identitytest": {"proto/identity"}, // for tests
 	"proto/wire/v1":               {"proto/evidence", "proto/lime", "proto/seekable"},
 
-	"agent/acquire":   {"agent/artifact", "agent/memory", "agent/pack", "agent/upload", "proto/evidence", "proto/lime"},
+	"agent/acquire":   {"agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/upload", "proto/evidence", "proto/lime"},
 	"agent/artifact":  {},
 	"agent/memory":    {"proto/evidence", "proto/lime"},
 	"agent/pack":      {"proto/evidence", "proto/lime"},
 	"agent/preflight": {"agent/memory"},
 	"agent/session":   {"agent/pack", "agent/upload", "proto/evidence", "proto/wire/v1"},
+	"agent/symbols":   {},
 	"agent/upload":    {"agent/pack"},
 
 	"collector/casefile": {"collector/finding", "proto/evidence"},

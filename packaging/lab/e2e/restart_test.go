@@ -64,6 +64,8 @@ func slow(w *world.World, step string) {
 		call("ModifyInstanceAttribute", 2)
 	case steps.Volatile:
 		w.S3.Inject(bucket.Fault{Kind: bucket.SlowDown, Match: bucket.PartUpload, Times: 3})
+	case steps.Symbols:
+		w.S3.Inject(bucket.Fault{Kind: bucket.SlowDown, Match: bucket.PartUploadOf("/symbols/"), Times: 3})
 	case steps.Memory:
 		w.S3.Inject(bucket.Fault{Kind: bucket.SlowDown, Match: bucket.PartUploadOf("/memory/"), Times: 4})
 	case steps.Live:
