@@ -318,29 +318,6 @@ func TestABrokenPipeEndsTheStream(t *testing.T) {
 	}
 }
 
-// TestBudget: never over 5 % of RAM or 256 MiB, and at most 10,000 parts.
-func TestBudget(t *testing.T) {
-	for _, tt := range []struct {
-		ram     uint64
-		part    uint64
-		workers int
-	}{
-		{256 << 20, 8 << 20, 1}, {512 << 20, 16 << 20, 1}, {1 << 30, 16 << 20, 2}, {4 << 30, 16 << 20, 8},
-		{64 << 30, 16 << 20, 8}, {200 << 30, 32 << 20, 7}, {24 << 40, 4 << 30, 1},
-	} {
-		part, workers := budget(tt.ram, 16)
-		if part != tt.part || workers != tt.workers {
-			t.Errorf("%d MiB of RAM: parts of %d MiB and %d workers, want %d and %d", tt.ram>>20, part>>20, workers, tt.part>>20, tt.workers)
-		}
-		if parts := tt.ram/part + 1; parts > evidence.MaxParts {
-			t.Errorf("%d MiB of RAM: %d parts", tt.ram>>20, parts)
-		}
-	}
-	if _, workers := budget(64<<30, 2); workers != 4 {
-		t.Errorf("%d workers on 2 processors", workers)
-	}
-}
-
 // book is a ledger that remembers how an item was closed.
 type book struct {
 	closed bool

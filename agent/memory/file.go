@@ -17,6 +17,7 @@ import (
 // without a kernel.
 type file struct {
 	path     string
+	alloc    func() ([]byte, func())
 	segments []segment
 }
 
@@ -35,7 +36,7 @@ func openFile(_ context.Context, o Options) (Source, error) {
 	if err != nil {
 		return nil, refuse("file", Failed, "cannot learn the size of %s: %v", o.File, err)
 	}
-	source := &file{path: o.File}
+	source := &file{path: o.File, alloc: o.alloc}
 	var lastEnd uint64
 	var header [lime.HeaderSize]byte
 	for offset := int64(0); ; {
@@ -65,6 +66,11 @@ func (f *file) Name() string { return "file" }
 func (f *file) Readers() int { return 0 }
 func (f *file) Close() error { return nil }
 
+// PageFlags says that an image tells nothing of them.
+func (f *file) PageFlags() string { return "an image file has none" }
+
+func (f *file) Order(_ context.Context, parts [][]lime.Range) []int { return ascending(parts) }
+
 func (f *file) Ranges() []lime.Range {
 	var out []lime.Range
 	for _, s := range f.segments {
@@ -78,29 +84,47 @@ func (f *file) Open() (Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open image: %w", err)
 	}
-	return &fileReader{open, f.segments}, nil
+	buffer, free := f.alloc()
+	return &fileReader{open, f.segments, buffer, free}, nil
 }
 
 type fileReader struct {
-	*os.File
+	image    *os.File
 	segments []segment
+	buffer   []byte
+	free     func()
 }
 
-func (r *fileReader) ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error) {
+func (r *fileReader) Close() error {
+	r.free()
+	return r.image.Close()
+}
+
+func (r *fileReader) ReadPhys(ctx context.Context, addr uint64, n int) ([]byte, []evidence.Gap, error) {
+	if err := checkRead(addr, n); err != nil {
+		return nil, nil, err
+	}
+	if err := r.read(ctx, r.buffer[:n], addr); err != nil {
+		return nil, nil, err
+	}
+	return r.buffer[:n], nil, nil
+}
+
+func (r *fileReader) read(ctx context.Context, p []byte, addr uint64) error {
 	for len(p) > 0 {
-		if err := ctx.Err(); err != nil {
-			return nil, context.Cause(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		i, _ := slices.BinarySearchFunc(r.segments, addr, func(s segment, a uint64) int { return cmp.Compare(s.End, a) })
 		if i == len(r.segments) || addr < r.segments[i].Start {
-			return nil, fmt.Errorf("cannot read address %08x: the image does not have it", addr)
+			return fmt.Errorf("cannot read address %08x: the image does not have it", addr)
 		}
 		s := r.segments[i]
 		n := int(min(uint64(len(p)), s.End-addr+1))
-		if _, err := r.ReadAt(p[:n], s.offset+int64(addr-s.Start)); err != nil {
-			return nil, fmt.Errorf("cannot read image at %08x: %w", addr, err)
+		if _, err := r.image.ReadAt(p[:n], s.offset+int64(addr-s.Start)); err != nil {
+			return fmt.Errorf("cannot read image at %08x: %w", addr, err)
 		}
 		p, addr = p[n:], addr+uint64(n)
 	}
-	return nil, nil
+	return nil
 }

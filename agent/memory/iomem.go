@@ -108,12 +108,47 @@ func parseLimeRAM(iomem io.Reader) ([]lime.Range, error) {
 	return ranges, nil
 }
 
-// hostRAM is this host's System RAM.
-func hostRAM() ([]lime.Range, error) {
+// layout is what /proc/iomem tells of RAM.
+type layout struct {
+	ram    []lime.Range // ascending, disjoint
+	kernel []lime.Range // where the running kernel lies in it; none where that is not told
+}
+
+// hostLayout is this host's. Its error is ErrHidden where addresses are.
+func hostLayout() (layout, error) {
 	f, err := os.Open("/proc/iomem")
 	if err != nil {
-		return nil, fmt.Errorf("cannot learn where RAM is: %w", err)
+		return layout{}, fmt.Errorf("cannot learn where RAM is: %w", err)
 	}
 	defer f.Close()
-	return SystemRAM(f)
+	return parseLayout(f)
+}
+
+func parseLayout(iomem io.Reader) (layout, error) {
+	text, err := io.ReadAll(io.LimitReader(iomem, maxIomemBytes))
+	if err != nil {
+		return layout{}, fmt.Errorf("cannot read iomem: %w", err)
+	}
+	ram, err := SystemRAM(bytes.NewReader(text))
+	if err != nil {
+		return layout{}, err
+	}
+	return layout{ram, kernelRanges(text)}, nil
+}
+
+// kernelRanges gives the lines of the kernel's own code and data, which lie
+// below those of System RAM. Source: arch/x86/kernel/setup.c and
+// arch/arm64/kernel/setup.c.
+func kernelRanges(iomem []byte) []lime.Range {
+	var ranges []lime.Range
+	for line := range strings.Lines(string(iomem)) {
+		where, what, _ := strings.Cut(strings.TrimSpace(line), " : ")
+		switch what {
+		case "Kernel code", "Kernel rodata", "Kernel data", "Kernel bss":
+			if r, err := parseRange(where); err == nil && r.End > 0 && len(ranges) < maxRAMRanges {
+				ranges = append(ranges, r)
+			}
+		}
+	}
+	return lime.Merge(ranges)
 }

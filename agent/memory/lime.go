@@ -1,64 +1,95 @@
 package memory
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
 // Bounds of a LiME stream.
 const (
 	connectLimit = 20 * time.Second // from loading the module to its first header
-	streamStall  = 30 * time.Second // without a byte
+	streamStall  = 30 * time.Second // without a byte, or from its last one to the end of the load
 	releaseLimit = 30 * time.Second // from giving up to the end of the load
+	abortAfter   = time.Second      // from giving up to ending the load by force
 	retryPause   = 20 * time.Millisecond
 	unloadTries  = 50 // a tenth of a second apart
 )
 
 // limeStream reads memory from the LiME module, over loopback TCP. Nothing
 // passes the stream but once and in order, so there is one reader.
+//
+// Any local user may listen on the chosen port before the module does, or
+// connect to it before the agent does. In the first case the module fails to
+// load, so no byte counts until the load has ended well; in the second the
+// agent gets no header.
 type limeStream struct {
 	ranges []lime.Range
-	conn   net.Conn
+	port   int
 	kernel kernel
-	loaded chan error // how loading ended; one value, once the image is sent
+	alloc  func() ([]byte, func())
+	flags  *pageFlags
 	stall  time.Duration
 
+	ended   chan struct{} // closed when loading has ended
+	loadErr error         // how; read after ended
+
+	conn  net.Conn
+	image *lime.Reader
+	first lime.Range // of its records, whose header has been read
+	hash  hash.Hash  // of what the module sent; nil where it does not hash
+
+	digest atomic.Pointer[string] // what Digest says
 	mu     sync.Mutex
 	opened bool // owned by mu
 }
 
 // kernel is what a stream needs of the running kernel.
 type kernel struct {
-	load   func(path, parameters string) error
+	load   func(parameters string) error
+	abort  func() // makes a load fail that is sending
 	unload func() error
 }
 
+// limeOptions say how to read a stream.
+type limeOptions struct {
+	digest  bool // the kernel has SHA-256 for the module
+	alloc   func() ([]byte, func())
+	flags   *pageFlags
+	connect time.Duration // 0 is connectLimit
+}
+
 func probeLime(o Options) error {
+	_, err := usableModule(o)
+	return err
+}
+
+// usableModule gives the module that openLime loads, or why it cannot be.
+func usableModule(o Options) (*module, error) {
 	if _, err := os.Stat("/sys/module/lime"); err == nil {
-		return refuse("lime", InUse, "a module lime is loaded already")
+		return nil, refuse("lime", InUse, "a module lime is loaded already")
 	}
-	path, err := findModule(o)
+	m, err := findModule(o)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return mayLoad(path)
+	return m, hostStanding().mayLoad(m)
 }
 
 func openLime(ctx context.Context, o Options) (Source, error) {
-	if err := probeLime(o); err != nil {
-		return nil, err
-	}
-	path, err := findModule(o)
+	m, err := usableModule(o)
 	if err != nil {
 		return nil, err
 	}
@@ -66,24 +97,38 @@ func openLime(ctx context.Context, o Options) (Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startLime(ctx, path, ranges, kernel{loadModule, unloadModule})
+	l := &loader{module: m}
+	flags := openPageFlags(o.flagsPath(), o.page())
+	s, err := startLime(ctx, ranges, kernel{l.load, l.abort, l.unload},
+		limeOptions{digest: !o.NoLimeDigest && hasSHA256(), alloc: o.alloc, flags: flags})
+	if err != nil {
+		return nil, errors.Join(err, flags.close())
+	}
+	return s, nil
 }
 
-// startLime loads the module and connects to it. With any timeout but 0 the
-// module writes zeros for the rest of a range when the reader is slow for a
-// moment; without localhostonly it listens to everyone. Source: LiME,
-// src/tcp.c and src/main.c.
-func startLime(ctx context.Context, path string, ranges []lime.Range, k kernel) (*limeStream, error) {
+// startLime loads the module, connects to it and awaits its first header. With
+// any timeout but 0 the module writes zeros for the rest of a range when the
+// reader is slow for a moment; without localhostonly it listens to everyone.
+// Source: LiME, src/tcp.c and src/main.c.
+func startLime(ctx context.Context, ranges []lime.Range, k kernel, o limeOptions) (*limeStream, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, refuse("lime", Failed, "%v", err)
 	}
-	s := &limeStream{ranges: ranges, kernel: k, loaded: make(chan error, 1), stall: streamStall}
-	go func() { // waited for by Close or release, through loaded
-		s.loaded <- k.load(path, fmt.Sprintf("path=tcp:%d format=lime localhostonly=1 timeout=0", port))
+	s := &limeStream{ranges: ranges, port: port, kernel: k, alloc: o.alloc, flags: o.flags, stall: streamStall, ended: make(chan struct{})}
+	parameters := fmt.Sprintf("path=tcp:%d format=lime localhostonly=1 timeout=0", port)
+	if o.digest {
+		s.hash = sha256.New()
+		parameters += " digest=sha256"
+	}
+	s.note("not asked for")
+	go func() { // waited for by release, through ended
+		s.loadErr = k.load(parameters)
+		close(s.ended)
 	}()
-	if s.conn, err = s.connect(ctx, port); err != nil {
-		if left := s.release(port); left != nil {
+	if err := s.begin(ctx, cmp.Or(o.connect, connectLimit)); err != nil {
+		if left := s.release(); left != nil {
 			return nil, refuse("lime", Failed, "%v; %v", err, left)
 		}
 		return nil, err
@@ -91,21 +136,114 @@ func startLime(ctx context.Context, path string, ranges []lime.Range, k kernel) 
 	return s, nil
 }
 
-// release ends a load that nobody wants any more. Neither a load that has not
-// come to listening yet nor one that waits for its client can be called off:
-// it is given a client that leaves at once, until it has ended.
-func (s *limeStream) release(port int) error {
-	end := time.After(releaseLimit)
-	dialer := net.Dialer{Timeout: time.Second}
+// begin connects and reads the first header.
+func (s *limeStream) begin(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the module has not sent within %s", limit))
+	defer cancel()
+	var err error
+	if s.conn, err = s.dial(ctx); err != nil {
+		if s.failure() != nil {
+			return loadRefusal(s.loadErr)
+		}
+		return refuse("lime", Failed, "no connection to the module: %v", err)
+	}
+	s.image = lime.NewReader(s.conn)
+	if s.hash != nil {
+		s.image = lime.NewReader(io.TeeReader(s.conn, s.hash))
+	}
+	s.first, err = s.header(ctx)
+	switch {
+	case s.failure() != nil:
+		return refuse("lime", Failed, "another program may have answered in its place: %v", s.loadErr)
+	case ctx.Err() != nil:
+		return refuse("lime", Failed, "no image: %v; another program may have connected to it first", context.Cause(ctx))
+	case err != nil:
+		return refuse("lime", Failed, "no image: %v", err)
+	case s.first.Start != s.ranges[0].Start:
+		return refuse("lime", Failed, "no image: its first record %v is not the RAM that /proc/iomem has there", s.first)
+	}
+	return nil
+}
+
+// header awaits the first header until the module has failed to load.
+func (s *limeStream) header(ctx context.Context) (lime.Range, error) {
+	done, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-s.ended:
+			if s.loadErr == nil {
+				return // what it has sent is on its way
+			}
+		case <-ctx.Done():
+		case <-done:
+			return
+		}
+		s.interrupt()
+	}()
+	first, err := s.image.Next()
+	close(done)
+	<-watched
+	return first, err
+}
+
+// interrupt ends what waits for the connection.
+func (s *limeStream) interrupt() { _ = s.conn.SetDeadline(time.Unix(1, 0)) }
+
+// dial connects to the module as soon as it listens; not when its load ends.
+func (s *limeStream) dial(ctx context.Context) (net.Conn, error) {
 	for {
-		if conn, err := dialer.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			conn.Close()
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp4", fmt.Sprintf("127.0.0.1:%d", s.port))
+		if err == nil {
+			return conn, nil
 		}
 		select {
-		case err := <-s.loaded:
-			return s.unload(err)
-		case <-end:
+		case <-s.ended:
+			return nil, errors.New("its load has ended")
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// failure says how loading failed, nil where it has not.
+func (s *limeStream) failure() error {
+	select {
+	case <-s.ended:
+		return s.loadErr
+	default:
+		return nil
+	}
+}
+
+// release ends a load that nobody wants any more, and takes the module out of
+// the kernel. A load cannot be called off: one that waits for its client, for
+// the image or for the digest, is given a client that leaves at once; one whose
+// client is another program, and neither reads nor leaves, is made to fail.
+func (s *limeStream) release() error {
+	if s.conn != nil {
+		s.conn.Close()
+	}
+	began := time.Now()
+	dialer := net.Dialer{Timeout: time.Second}
+	for {
+		select {
+		case <-s.ended:
+			return s.unload()
+		default:
+		}
+		if conn, err := dialer.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", s.port)); err == nil {
+			conn.Close()
+		}
+		switch waited := time.Since(began); {
+		case waited > releaseLimit:
 			return errors.New("cannot remove module lime: its loading does not end")
+		case waited > abortAfter:
+			s.kernel.abort()
+		}
+		select {
+		case <-s.ended:
 		case <-time.After(retryPause):
 		}
 	}
@@ -113,8 +251,8 @@ func (s *limeStream) release(port int) error {
 
 // unload takes the module out of the kernel, if its load ended well. One that
 // did not load is not there, and another's of the same name is not ours.
-func (s *limeStream) unload(loaded error) error {
-	if loaded != nil {
+func (s *limeStream) unload() error {
+	if s.loadErr != nil {
 		return nil
 	}
 	var err error
@@ -135,32 +273,22 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
 
-// connect waits until the module listens, or has failed to load.
-func (s *limeStream) connect(ctx context.Context, port int) (net.Conn, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, connectLimit, errors.New("the module does not listen"))
-	defer cancel()
-	for {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			return conn, nil
-		}
-		select {
-		case err := <-s.loaded:
-			s.loaded <- err // for release
-			if err == nil {
-				err = errors.New("the module was loaded and sent nothing")
-			}
-			return nil, loadRefusal(err)
-		case <-ctx.Done():
-			return nil, refuse("lime", Failed, "no connection to the module: %v", context.Cause(ctx))
-		case <-time.After(retryPause):
-		}
-	}
-}
-
 func (s *limeStream) Name() string         { return "lime" }
 func (s *limeStream) Ranges() []lime.Range { return s.ranges }
 func (s *limeStream) Readers() int         { return 1 }
+func (s *limeStream) PageFlags() string    { return s.flags.state() }
+
+// Order is ascending, as the module sends.
+func (s *limeStream) Order(_ context.Context, parts [][]lime.Range) []int { return ascending(parts) }
+
+// Digest implements Witness.
+func (s *limeStream) Digest() string { return *s.digest.Load() }
+
+// note sets what Digest says.
+func (s *limeStream) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	s.digest.Store(&text)
+}
 
 // Open gives the stream's reader, once.
 func (s *limeStream) Open() (Reader, error) {
@@ -170,134 +298,15 @@ func (s *limeStream) Open() (Reader, error) {
 		return nil, errors.New("cannot read the LiME stream twice")
 	}
 	s.opened = true
-	return &limeReader{conn: s.conn, image: lime.NewReader(s.conn), want: slices.Clone(s.ranges), stall: s.stall}, nil
+	buffer, free := s.alloc()
+	r := &limeReader{stream: s, want: slices.Clone(s.ranges), flags: s.flags.reader(), buffer: buffer, free: free}
+	if err := r.begin(s.first); err != nil {
+		free()
+		return nil, err
+	}
+	return r, nil
 }
 
 // Close ends the stream and takes the module out of the kernel. The module
 // notices at its next write that nobody reads.
-func (s *limeStream) Close() error {
-	err := s.conn.Close()
-	select {
-	case loaded := <-s.loaded: // it says nothing of the image: the reader has counted
-		return errors.Join(err, s.unload(loaded))
-	case <-time.After(s.stall):
-		return errors.Join(err, errors.New("cannot remove module lime: it does not stop sending"))
-	}
-}
-
-// limeReader walks the module's image and holds its records against the
-// ranges that it must have. A range may come in several records: LiME makes
-// one of each line of /proc/iomem, also where lines are neighbours.
-type limeReader struct {
-	conn  net.Conn
-	image *lime.Reader
-	want  []lime.Range // what later records must cover
-	now   lime.Range   // the record at hand
-	next  uint64       // the address of its next byte
-	begun bool
-	stall time.Duration
-}
-
-func (r *limeReader) Close() error { return nil }
-
-func (r *limeReader) ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error) {
-	stop := context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	gaps, err := r.read(ctx, p, addr)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return nil, fmt.Errorf("cannot read LiME stream at %08x: %w", addr, err)
-	}
-	return gaps, nil
-}
-
-func (r *limeReader) read(ctx context.Context, p []byte, addr uint64) (gaps []evidence.Gap, err error) {
-	for len(p) > 0 {
-		for !r.begun || addr > r.now.End {
-			if err := r.advance(ctx); err != nil {
-				return nil, err
-			}
-		}
-		if addr < r.next {
-			return nil, fmt.Errorf("it has passed this address and cannot go back from %08x", r.next)
-		}
-		if err := r.copy(ctx, nil, addr-r.next); err != nil {
-			return nil, err
-		}
-		n := int(min(uint64(len(p)), r.now.End-addr+1))
-		if err := r.copy(ctx, p[:n], uint64(n)); err != nil {
-			return nil, err
-		}
-		gaps = padding(gaps, r.now, addr, n)
-		p, addr = p[n:], addr+uint64(n)
-	}
-	return gaps, nil
-}
-
-// padding adds what of the n bytes at addr LiME made up: it writes zeros for
-// the last bytes of a record that fill no page. Source: LiME, src/main.c.
-func padding(gaps []evidence.Gap, record lime.Range, addr uint64, n int) []evidence.Gap {
-	start, end := record.End-record.Len()%pageSize+1, addr+uint64(n)-1
-	if start == record.End+1 || end < start {
-		return gaps
-	}
-	start = max(start, addr)
-	return add(gaps, start, int(end-start+1), NotInSource, "")
-}
-
-// advance goes to the next record.
-func (r *limeReader) advance(ctx context.Context) error {
-	if r.begun && r.next <= r.now.End {
-		if err := r.copy(ctx, nil, r.now.End-r.next+1); err != nil {
-			return err
-		}
-	}
-	r.alive(ctx)
-	record, err := r.image.Next()
-	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: the image ends before %d ranges are whole", io.ErrUnexpectedEOF, len(r.want))
-	}
-	if err != nil {
-		return err
-	}
-	if len(r.want) == 0 || record.Start != r.want[0].Start || record.End > r.want[0].End {
-		return fmt.Errorf("its record %v is not the RAM that /proc/iomem has there", record)
-	}
-	if record.End == r.want[0].End {
-		r.want = r.want[1:]
-	} else {
-		r.want[0].Start = record.End + 1
-	}
-	r.now, r.next, r.begun = record, record.Start, true
-	return nil
-}
-
-// copy reads n bytes of the record, into p or into nothing.
-func (r *limeReader) copy(ctx context.Context, p []byte, n uint64) error {
-	const step = 1 << 20
-	for n > 0 {
-		r.alive(ctx)
-		some := int(min(n, step))
-		var err error
-		if p == nil {
-			_, err = io.CopyN(io.Discard, r.image, int64(some))
-		} else {
-			_, err = io.ReadFull(r.image, p[:some])
-			p = p[some:]
-		}
-		if err != nil {
-			return err
-		}
-		n, r.next = n-uint64(some), r.next+uint64(some)
-	}
-	return nil
-}
-
-// alive gives the stream another while to move.
-func (r *limeReader) alive(ctx context.Context) {
-	if ctx.Err() == nil {
-		_ = r.conn.SetDeadline(time.Now().Add(r.stall))
-	}
-}
+func (s *limeStream) Close() error { return errors.Join(s.release(), s.flags.close()) }

@@ -6,19 +6,23 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
+// pageSize is what a range is cut into where a part of it fails, in bytes. The
+// kernel's own pages may be larger.
 const pageSize = 4096
 
-// maxRead bounds one read of the kernel's, in bytes: older kernels do not
-// yield the processor during it.
-const maxRead = 1 << 20
+// MaxRead bounds one read, in bytes: older kernels do not yield the processor
+// during it.
+const MaxRead = 1 << 20
 
 // NotInSource is the reason of a gap whose bytes are RAM that the source
 // does not offer: the odd bytes at the end of a range, less than a page,
@@ -33,6 +37,14 @@ type Source interface {
 	// Readers is how many readers may be open at a time; 0 is any number.
 	// With one, it must be read in ascending order.
 	Readers() int
+	// PageFlags is "read" where the pages that the kernel hands out as zeros
+	// are told apart by /proc/kpageflags, else why they are not, in at most
+	// 200 bytes.
+	PageFlags() string
+	// Order gives the indexes of parts, those first that change most and are
+	// worth most to an analyst. A source that must be read in ascending order
+	// gives them ascending.
+	Order(ctx context.Context, parts [][]lime.Range) []int
 	Open() (Reader, error)
 	// Close leaves the host as it was found.
 	Close() error
@@ -40,11 +52,20 @@ type Source interface {
 
 // Reader is one handle on a source. It is used by one goroutine at a time.
 type Reader interface {
-	// ReadPhys fills p with memory from addr on; p lies in one range. What
-	// cannot be read is zero in p and returned as gaps, ascending. An error
-	// means that this reader can read nothing more.
-	ReadPhys(ctx context.Context, p []byte, addr uint64) ([]evidence.Gap, error)
+	// ReadPhys reads n bytes of memory, at most MaxRead, from addr on; they
+	// lie in one range. What cannot be read is zero in b and named in gaps,
+	// ascending. b belongs to the reader and holds until its next ReadPhys or
+	// Close. Whether a page is real is looked up just before it is read. An error means that this reader can read nothing more.
+	ReadPhys(ctx context.Context, addr uint64, n int) (b []byte, gaps []evidence.Gap, err error)
 	Close() error
+}
+
+// Witness is a source that itself says what it has sent.
+type Witness interface {
+	// Digest is "sha256 HEX" once all has been read and has that hash, by the
+	// source as well as here, else why not. A source that has sent something
+	// else fails the read of its last bytes.
+	Digest() string
 }
 
 // Reason is a code that says why a source cannot be used.
@@ -87,6 +108,16 @@ type Options struct {
 	Prefer    string // auto (or ""), kcore, lime or file
 	ModuleDir string // prebuilt modules, RELEASE/lime.ko
 	File      string // with file: a LiME image that is read as if it were the host
+	// NoLimeDigest does without the SHA-256 that LiME makes of what it sends.
+	NoLimeDigest bool
+	// Alloc gives n bytes for a reader, and what gives them back; nil takes
+	// them from the heap. A reader has one buffer of MaxRead bytes, which it
+	// gives back when it is closed, and at most maxHung more that belong to
+	// reads that hang, and are given back when these return.
+	Alloc func(n int) (b []byte, free func())
+
+	pageFlags string // for tests: in place of /proc/kpageflags
+	pageBytes uint64 // for tests: of one of the kernel's pages
 }
 
 // Verdict says whether a source could be used.
@@ -160,6 +191,39 @@ func Probe(_ context.Context, o Options) []Verdict {
 		out = append(out, v)
 	}
 	return out
+}
+
+// alloc gives a reader its buffer, from the caller's hook or from the heap.
+func (o Options) alloc() ([]byte, func()) {
+	if o.Alloc != nil {
+		return o.Alloc(MaxRead)
+	}
+	return make([]byte, MaxRead), func() {}
+}
+
+// flagsPath is the file of the kernel's page flags.
+func (o Options) flagsPath() string { return cmp.Or(o.pageFlags, flagsPath) }
+
+// page is the size of the kernel's pages, in bytes.
+func (o Options) page() uint64 { return cmp.Or(o.pageBytes, uint64(os.Getpagesize())) }
+
+// checkRead refuses a read of a length that no reader gives.
+func checkRead(addr uint64, n int) error {
+	if n < 0 || n > MaxRead {
+		return fmt.Errorf("cannot read %d bytes at %08x: at most %d at a time", n, addr, MaxRead)
+	}
+	return nil
+}
+
+// Bound gives gaps, ascending, in at most evidence.MaxGaps: those beyond
+// become one, Mixed, which reaches over what lies between them.
+func Bound(gaps []evidence.Gap) []evidence.Gap {
+	if len(gaps) <= evidence.MaxGaps {
+		return gaps
+	}
+	rest := gaps[evidence.MaxGaps-1:]
+	mixed := evidence.Gap{Range: lime.Range{Start: rest[0].Range.Start, End: rest[len(rest)-1].Range.End}, Reason: evidence.Mixed}
+	return append(gaps[:evidence.MaxGaps-1:evidence.MaxGaps-1], mixed)
 }
 
 func asRefusal(source string, err error) Refusal {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/agent/throttle"
 )
 
 // Bounds of what a server may answer, in bytes.
@@ -23,15 +24,23 @@ const (
 	maxHeader = 64 << 10
 )
 
+// sumAnswer is the header in which S3 says the SHA-256 of what it stored.
+// The ETag says nothing that can be checked: with KMS it is no digest.
+const sumAnswer = "X-Amz-Checksum-Sha256"
+
 // verdict says what an answer means for the part.
 type verdict int
 
 const (
 	stored verdict = iota
-	again          // a fault that passes
+	again          // a fault that passes, or a grant that came too late
 	no             // refused this time: a fresh grant may help
 	final          // refused
 )
+
+// expired is how S3 says that a grant has come too late; its code is that of
+// any refusal.
+const expired = "Request has expired"
 
 // errStalled ends a try in which nothing moves.
 var errStalled = errors.New("no byte moved")
@@ -68,17 +77,22 @@ func newClient(uploads int, config *tls.Config) *Client {
 
 // put tries once. On return nothing reads the part's bytes any more, whatever
 // the transport is still at. Its error never holds the URL.
-func (c *Client) put(ctx context.Context, g Grant, p pack.Part, stall time.Duration) (verdict, error) {
-	verdict, err := c.try(ctx, g, p, stall)
+func (c *Client) put(ctx context.Context, g Grant, p pack.Part, stall time.Duration, t *throttle.Throttle) (verdict, error) {
+	verdict, err := c.try(ctx, g, p, stall, t)
 	return verdict, secretsOf(g.URL).takenOut(err)
 }
 
-func (c *Client) try(ctx context.Context, g Grant, p pack.Part, stall time.Duration) (verdict, error) {
+func (c *Client) try(ctx context.Context, g Grant, p pack.Part, stall time.Duration, t *throttle.Throttle) (verdict, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watchdog := time.AfterFunc(stall, func() { cancel(fmt.Errorf("%w for %v", errStalled, stall)) })
 	defer watchdog.Stop()
-	l := &loan{bytes: p.Bytes, moved: func() { watchdog.Reset(stall) }}
+	l := &loan{
+		bytes: p.Bytes,
+		turn:  func(n int) error { return t.Send(ctx, n) },
+		held:  func() { watchdog.Stop() },
+		moved: func() { watchdog.Reset(stall) },
+	}
 	defer l.end()
 	request, err := newRequest(ctx, g, l)
 	if err != nil {
@@ -95,6 +109,9 @@ func (c *Client) try(ctx context.Context, g Grant, p pack.Part, stall time.Durat
 	answer, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	if response.StatusCode == http.StatusOK && !l.read() {
 		return again, errors.New("the server says stored before it was sent everything")
+	}
+	if has := response.Header.Get(sumAnswer); response.StatusCode == http.StatusOK && has != "" && has != p.SHA256.Base64() {
+		return again, fmt.Errorf("the server says it stored bytes with SHA-256 %.60q, want %q", has, p.SHA256.Base64())
 	}
 	return judge(response.StatusCode, answer, secretsOf(g.URL))
 }
@@ -136,9 +153,13 @@ func judge(code int, answer []byte, s secrets) (verdict, error) {
 	_ = xml.Unmarshal(answer, &document) // what is no XML has no code
 	err := fmt.Errorf("S3 answers %d %.60q %.200q", code, s.hide(document.Code), s.hide(document.Message))
 	switch document.Code {
-	case "RequestTimeout", "SlowDown":
+	case "RequestTimeout", "SlowDown", "ExpiredToken":
 		return again, err
-	case "BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest", "IncompleteBody", "ExpiredToken":
+	case "AccessDenied":
+		if strings.Contains(document.Message, expired) {
+			return again, err
+		}
+	case "BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest", "IncompleteBody":
 		return no, err
 	}
 	switch {

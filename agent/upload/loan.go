@@ -14,12 +14,15 @@ var errReturned = errors.New("the try is over")
 // an error; the bytes, however, are a buffer that the caller fills anew. So
 // the transport gets copies only, and none after end.
 type loan struct {
-	moved func() // called for each copy
+	turn  func(n int) error // waits until n bytes may be sent
+	held  func()            // called when bytes begin to wait for their turn
+	moved func()            // called when bytes move, and none waits any more
 
-	mu    sync.Mutex
-	bytes []byte // owned by mu; not changed before end
-	ended bool   // owned by mu
-	all   bool   // a body was read to its end; owned by mu
+	mu      sync.Mutex
+	bytes   []byte // owned by mu; not changed before end
+	ended   bool   // owned by mu
+	all     bool   // a body was read to its end; owned by mu
+	waiting int    // bodies that wait for a turn; owned by mu
 }
 
 // end takes the bytes back. It waits for a copy that is being made.
@@ -27,6 +30,24 @@ func (l *loan) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.bytes, l.ended = nil, true
+}
+
+// wait gives n bytes their turn. The caller holds mu; it is let go meanwhile,
+// so that the loan can end, which is an error then.
+func (l *loan) wait(n int) error {
+	l.waiting++
+	l.held()
+	l.mu.Unlock()
+	err := l.turn(n)
+	l.mu.Lock()
+	l.waiting--
+	switch {
+	case l.ended:
+		return errReturned
+	case err == nil && l.waiting == 0:
+		l.moved()
+	}
+	return err
 }
 
 // read reports whether the transport has taken every byte.
@@ -54,8 +75,11 @@ func (b *body) Read(p []byte) (int, error) {
 	if l.ended {
 		return 0, errReturned
 	}
-	l.moved()
-	n := copy(p, l.bytes[b.offset:])
+	n := min(len(p), len(l.bytes)-b.offset)
+	if err := l.wait(n); err != nil {
+		return 0, err
+	}
+	copy(p, l.bytes[b.offset:b.offset+n])
 	b.offset += n
 	if b.offset == len(l.bytes) {
 		l.all = true

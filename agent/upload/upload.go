@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/agent/throttle"
 )
 
 // ErrRefused is the kind of every error that trying again will not mend.
@@ -27,7 +28,7 @@ const (
 	firstBackoff = 200 * time.Millisecond
 	lastBackoff  = 30 * time.Second
 	defaultStall = 30 * time.Second
-	maxDenied    = 5 // answers in a row that say no: an expired grant, or bytes changed on the way
+	maxDenied    = 5 // answers in a row that say no: a grant that is not honoured, or bytes changed on the way
 )
 
 // Grant is a request that can store one part.
@@ -48,6 +49,10 @@ type Options struct {
 	Client *Client       // nil makes one
 	Stall  time.Duration // a try that moves no byte for so long is given up; 0 is 30 s
 	Log    *slog.Logger  // nil discards
+
+	// Throttle says when bytes may be sent; nil limits nothing. Waiting for
+	// it is no stall.
+	Throttle *throttle.Throttle
 }
 
 // Stats is what an Uploader has done so far.
@@ -62,7 +67,8 @@ type Uploader struct {
 	granter Granter
 	options Options
 
-	parts, bytes, retries atomic.Uint64
+	parts, bytes, retries     atomic.Uint64
+	sending, waiting, failing atomic.Int64 // see State
 }
 
 // New returns an Uploader that asks a Granter.
@@ -94,9 +100,10 @@ func (u *Uploader) done(p pack.Part) {
 // its hash. It gives up when ctx ends, or when it is refused. On return, with
 // an error or without, nothing reads the part's bytes any more.
 func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
-	wait, denied := firstBackoff, 0
+	wait, denied, failed := firstBackoff, 0, int64(0)
+	defer func() { u.failing.Add(-failed) }()
 	for {
-		grant, err := u.granter.Grant(ctx, p)
+		grant, err := u.grant(ctx, p)
 		if err != nil {
 			return fmt.Errorf("cannot get grant for part %d: %w", p.Number, err)
 		}
@@ -107,7 +114,7 @@ func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 		if err := check(grant); err != nil {
 			return fmt.Errorf("cannot store part %d: %w", p.Number, err)
 		}
-		verdict, err := u.options.Client.put(ctx, grant, p, u.options.Stall)
+		verdict, err := u.try(ctx, grant, p)
 		switch verdict {
 		case stored:
 			u.done(p)
@@ -125,6 +132,8 @@ func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 			return fmt.Errorf("cannot store part %d: %w (last: %w)", p.Number, context.Cause(ctx), err)
 		}
 		u.retries.Add(1)
+		u.failing.Add(1 - failed)
+		failed = 1
 		u.options.Log.Warn("part not stored yet, will try again", "part", p.Number, "bytes", len(p.Bytes), "error", err)
 		select {
 		case <-ctx.Done():
@@ -133,6 +142,16 @@ func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 		}
 		wait = min(2*wait, lastBackoff)
 	}
+}
+
+func (u *Uploader) grant(ctx context.Context, p pack.Part) (g Grant, err error) {
+	duringLong(&u.waiting, grantPatience, func() { g, err = u.granter.Grant(ctx, p) })
+	return g, err
+}
+
+func (u *Uploader) try(ctx context.Context, g Grant, p pack.Part) (v verdict, err error) {
+	during(&u.sending, func() { v, err = u.options.Client.put(ctx, g, p, u.options.Stall, u.options.Throttle) })
+	return v, err
 }
 
 // check refuses a grant that would send evidence in the clear.

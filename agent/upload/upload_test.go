@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -120,6 +121,21 @@ func hangUp(w http.ResponseWriter) {
 	}
 }
 
+// reset ends a connection as a middlebox does, with RST.
+func reset(w http.ResponseWriter) {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err == nil {
+		_ = conn.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0)
+		_ = conn.(*tls.Conn).NetConn().Close()
+	}
+}
+
+// tooLate is what S3 says to a grant that has expired.
+func tooLate(_ *s3, w http.ResponseWriter, _ *http.Request) {
+	w.WriteHeader(http.StatusForbidden)
+	fmt.Fprint(w, "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message><X-Amz-Expires>900</X-Amz-Expires></Error>")
+}
+
 // grants counts what it gives, and gives it as a collector does.
 type grants struct {
 	url    string
@@ -196,8 +212,9 @@ func TestUploadBearsTheNetwork(t *testing.T) {
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			s.store(w, r)
 		}}, tries: 2, says: "BadDigest"},
-		{name: "the grant has expired", faults: []fault{answers(403, "AccessDenied")}, tries: 2, says: "AccessDenied"},
-		{name: "what signed the grant has expired", faults: []fault{answers(400, "ExpiredToken")}, tries: 2, says: "ExpiredToken"},
+		{name: "a grant is denied", faults: []fault{answers(403, "AccessDenied")}, tries: 2, says: "AccessDenied"},
+		{name: "grants expire on the way, time and again", faults: slices.Repeat([]fault{tooLate}, maxDenied), tries: maxDenied + 1, says: "Request has expired"},
+		{name: "what signed the grants has expired, time and again", faults: slices.Repeat([]fault{answers(400, "ExpiredToken")}, maxDenied), tries: maxDenied + 1, says: "ExpiredToken"},
 		{name: "every grant is denied", faults: []fault{answers(403, "AccessDenied"), answers(403, "AccessDenied"), answers(403, "AccessDenied"), answers(403, "AccessDenied"), answers(403, "AccessDenied")},
 			tries: maxDenied, refused: true, says: "5 times in a row"},
 		{name: "the upload is gone", faults: []fault{answers(404, "NoSuchUpload")}, tries: 1, refused: true, says: "NoSuchUpload"},
@@ -207,6 +224,18 @@ func TestUploadBearsTheNetwork(t *testing.T) {
 		{name: "stored, it says, before it has the bytes", faults: []fault{func(_ *s3, w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusOK)
 		}}, tries: 2, says: "before it was sent everything"},
+		{name: "other bytes are stored, it says", faults: []fault{func(s *s3, w http.ResponseWriter, r *http.Request) {
+			w.Header().Set(sumAnswer, evidence.Digest(sha256.Sum256([]byte("other bytes"))).Base64())
+			s.store(w, r)
+		}}, tries: 2, says: "the server says it stored bytes with SHA-256"},
+		{name: "its ETag is not what it was, and nobody believes one", faults: []fault{func(s *s3, w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("ETag", "\"d41d8cd98f00b204e9800998ecf8427e\"")
+			s.store(w, r)
+		}}, tries: 1},
+		{name: "the connection is reset on the way", faults: []fault{func(_ *s3, w http.ResponseWriter, r *http.Request) {
+			_, _ = io.CopyN(io.Discard, r.Body, 1<<20)
+			reset(w)
+		}}, tries: 2, says: "again"},
 		{name: "the answer is no document", faults: []fault{func(_ *s3, w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusBadGateway)
 			_, _ = io.WriteString(w, "<\x00\x1b[2J"+strings.Repeat("<a>", 1<<20))
@@ -280,7 +309,7 @@ func TestARefusalCostsNoUpload(t *testing.T) {
 	}{{no, 1, 16 << 10}, {stored, partBytes, partBytes + 64<<10}} {
 		sent.Store(0)
 		grant, _ := granter.Grant(t.Context(), part)
-		verdict, err := client.put(t.Context(), grant, part, time.Minute)
+		verdict, err := client.put(t.Context(), grant, part, time.Minute, nil)
 		if n := sent.Load(); verdict != want.verdict || n < want.least || n > want.most {
 			t.Errorf("put = %v, %v after %d bytes, want %v after %d to %d", verdict, err, n, want.verdict, want.least, want.most)
 		}
@@ -408,7 +437,7 @@ func TestTheBufferIsFreeWhenPutReturns(t *testing.T) {
 	}
 	part := testPart(partBytes)
 	grant, _ := granter.Grant(t.Context(), part)
-	verdict, err := client.put(t.Context(), grant, part, time.Minute)
+	verdict, err := client.put(t.Context(), grant, part, time.Minute, nil)
 	close(release)
 	for range 10 {
 		for i := range part.Bytes {
@@ -445,7 +474,7 @@ func (h *holding) Write(p []byte) (int, error) {
 // What a body gives after its loan's end is an error, and the end waits for the copy that is being made.
 func TestALoanEnds(t *testing.T) {
 	inRead, goOn := make(chan struct{}), make(chan struct{})
-	l := &loan{bytes: []byte("evidence"), moved: func() {
+	l := &loan{bytes: []byte("evidence"), turn: func(int) error { return nil }, held: func() {}, moved: func() {
 		select {
 		case <-inRead:
 		default:
