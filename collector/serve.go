@@ -57,7 +57,7 @@ type serveCmd struct {
 	DiscordFile string `help:"File with the Discord webhook's URL, which is a secret; none: notifications are only logged." type:"path"`
 
 	MemorySource string `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
-	Compression  string `help:"Compression of evidence: ${enum}." enum:"zstd,none" default:"zstd"`
+	Compression  string `help:"Compression of evidence: ${enum}." enum:"auto,zstd,none" default:"auto"`
 
 	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening." default:"2m"`
 	Stall         time.Duration `help:"A capture without progress for this long is given up." default:"2m"`
