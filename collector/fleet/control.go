@@ -56,7 +56,8 @@ func (f *Fleet) Control(q *wire.ControlCaptureRequest) []string {
 		if a := f.agents[c.agent]; a != nil && c.control != nil {
 			a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Control{Control: c.control}})
 		}
-		f.log.Info("capture controlled", "order", id, "instance", c.Instance.ID, "paused", c.paused(), "limits", c.limits(), "cancel", q.GetCancel())
+		f.log.Info("capture controlled", "order", id, "instance", c.Instance.ID, "paused", c.paused(),
+			"cpu_percent", c.limits().GetCpuPercent(), "bytes_per_second", c.limits().GetBytesPerSecond(), "cancel", q.GetCancel())
 	}
 	return out
 }
