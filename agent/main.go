@@ -178,7 +178,7 @@ func (c *preflightCmd) Run(ctx context.Context, out io.Writer) error {
 type captureCmd struct {
 	memoryFlags
 	To          string          `help:"Folder for the evidence, or - for the memory image on standard output." required:""`
-	Kind        []evidence.Kind `help:"What to take: ${enum}; all of it by default." enum:"volatile,memory,live"`
+	Kind        []evidence.Kind `help:"What to take: ${enum}; all of it by default." enum:"volatile,symbols,memory,live"`
 	Source      string          `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
 	Compression string          `help:"Compression: ${enum}." enum:"zstd,none" default:"zstd"`
 }
@@ -200,7 +200,7 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		place = &acquire.Stream{Out: os.Stdout}
 	} else {
 		if len(kinds) == 0 {
-			kinds = []evidence.Kind{evidence.Volatile, evidence.Memory, evidence.Live}
+			kinds = []evidence.Kind{evidence.Volatile, evidence.Symbols, evidence.Memory, evidence.Live}
 		}
 		folder := &acquire.Folder{Dir: c.To}
 		defer func() { err = errors.Join(err, folder.Close()) }()

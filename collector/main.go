@@ -19,6 +19,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/desk"
+	"github.com/quicklime-ir/quicklime/collector/proof"
 )
 
 // version is set by the linker.
@@ -53,7 +54,7 @@ func run() int {
 	switch err := call.Run(); {
 	case err == nil:
 		return 0
-	case errors.Is(err, desk.ErrNotProven):
+	case errors.Is(err, proof.ErrNotProven):
 		fmt.Fprintln(os.Stderr, "quicklime-collector:", err)
 		return 3
 	default:

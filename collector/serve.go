@@ -68,6 +68,7 @@ type serveCmd struct {
 	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening." default:"2m"`
 	Stall         time.Duration `help:"A capture without progress for this long is given up." default:"2m"`
 	VolatileLimit time.Duration `help:"Deadline of the volatile data." default:"10m"`
+	SymbolsLimit  time.Duration `help:"Deadline of the symbols that the memory image is read by." default:"5m"`
 	MemoryLimit   time.Duration `help:"Deadline of the memory image." default:"2h"`
 	LiveLimit     time.Duration `help:"Deadline of logs and files." default:"1h"`
 	ImageLimit    time.Duration `help:"How long the AMI may take to become available; containment does not wait for it." default:"2h"`
@@ -155,7 +156,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 			return cloud.New(ec2.NewFromConfig(sdk, cloud.Retry, func(o *ec2.Options) { o.Region = region }), log)
 		},
 		Fleet: s.fleet, Ledger: book, Locker: bucket, Signer: signer, Notifier: notifier, Self: self,
-		Limits: steps.Limits{Agent: c.AgentWait, Stall: c.Stall, Volatile: c.VolatileLimit,
+		Limits: steps.Limits{Agent: c.AgentWait, Stall: c.Stall, Volatile: c.VolatileLimit, Symbols: c.SymbolsLimit,
 			Memory: c.MemoryLimit, Live: c.LiveLimit, Image: c.ImageLimit},
 		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
 	}

@@ -25,7 +25,7 @@ var plan = map[string][]string{
 	"proto/identity/identitytest": {"proto/identity"}, // for tests
 	"proto/wire/v1":               {"proto/evidence", "proto/lime", "proto/seekable"},
 
-	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/throttle", "agent/upload",
+	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
 		"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/arena":     {},
 	"agent/artifact":  {},
@@ -33,6 +33,7 @@ var plan = map[string][]string{
 	"agent/pack":      {"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/preflight": {"agent/memory"},
 	"agent/session":   {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
+	"agent/symbols":   {},
 	"agent/throttle":  {},
 	"agent/upload":    {"agent/pack", "agent/throttle"},
 
@@ -41,7 +42,7 @@ var plan = map[string][]string{
 	"collector/casefile": {"collector/finding", "proto/evidence"},
 	"collector/cloud":    {},
 	"collector/custody":  {"proto/evidence"},
-	"collector/desk":     {"collector/casefile", "collector/custody", "collector/docket", "collector/finding", "proto/evidence", "proto/wire/v1"},
+	"collector/desk":     {"collector/casefile", "collector/docket", "collector/finding", "proto/evidence", "proto/wire/v1"},
 	"collector/docket": {"collector/casefile", "collector/custody", "collector/finding", "collector/locker", "collector/store",
 		"proto/evidence"},
 	"collector/finding":  {},
@@ -51,6 +52,7 @@ var plan = map[string][]string{
 	"collector/locker":   {"proto/evidence"},
 	"collector/notify":   {},
 	"collector/playbook": {"collector/casefile"},
+	"collector/proof":    {"collector/custody", "proto/evidence"},
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
 		"collector/locker", "collector/notify", "collector/playbook", "proto/evidence", "proto/wire/v1"},
 	"collector/store":           {},

@@ -104,6 +104,8 @@ func (a *Acquirer) Run(ctx context.Context, order Order, place Place, report fun
 		return a.memory(ctx, order, place, m)
 	case evidence.Volatile:
 		return a.volatile(ctx, order, place, m)
+	case evidence.Symbols:
+		return a.symbols(ctx, order, place, m)
 	case evidence.Live:
 		return a.live(ctx, order, place, m)
 	}

@@ -99,7 +99,7 @@ func kcoreRefusal(err error, lockdown string) error {
 
 // lockdownState is the line of the lockdown module, "" where there is none.
 // Source: security/lockdown/lockdown.c.
-func lockdownState() string { return content("/sys/kernel/security/lockdown") }
+func lockdownState() string { return oneLine("/sys/kernel/security/lockdown") }
 
 func (k *kcore) Name() string         { return "kcore" }
 func (k *kcore) Ranges() []lime.Range { return k.ranges }

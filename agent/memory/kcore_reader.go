@@ -46,6 +46,9 @@ func (r *kcoreReader) ReadPhys(ctx context.Context, addr uint64, n int) ([]byte,
 	if err := checkRead(addr, n); err != nil {
 		return nil, nil, err
 	}
+	if r.file.hand == nil {
+		return nil, nil, fmt.Errorf("cannot read %s: %w", kcorePath, errLost)
+	}
 	r.hangs = 0
 	var gaps []evidence.Gap
 	untouchable := r.flags.unreal(addr, n)

@@ -2,17 +2,13 @@ package memory
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,23 +16,23 @@ import (
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
-// load is a program header of a fixture.
-type load struct {
+// header is a program header of a fixture.
+type header struct {
 	kind         uint32 // 1 is PT_LOAD
 	vaddr, paddr uint64
 	offset, size uint64
 }
 
 // elfCore makes the headers of a core file, as fs/proc/kcore.c does.
-func elfCore(loads ...load) []byte {
+func elfCore(headers ...header) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 64)
 	copy(b, "\x7fELF\x02\x01\x01")
 	le.PutUint16(b[16:], 4) // ET_CORE
 	le.PutUint64(b[32:], 64)
 	le.PutUint16(b[54:], 56)
-	le.PutUint16(b[56:], uint16(len(loads)))
-	for _, l := range loads {
+	le.PutUint16(b[56:], uint16(len(headers)))
+	for _, l := range headers {
 		h := make([]byte, 56)
 		le.PutUint32(h, l.kind)
 		le.PutUint64(h[8:], l.offset)
@@ -52,36 +48,43 @@ func elfCore(loads ...load) []byte {
 const none = ^uint64(0)
 
 func TestParseKcore(t *testing.T) {
-	ram := func(start, size, offset uint64) load { return load{1, 0xffff888000000000 + start, start, offset, size} }
+	ram := func(start, size, offset uint64) header {
+		return header{1, 0xffff888000000000 + start, start, offset, size}
+	}
 	tests := []struct {
 		name   string
-		loads  []load
+		loads  []header
 		want   []segment
 		reason Reason
 	}{
-		{"two ranges of RAM", []load{ram(0x100000, 0x3000, 0x8000), ram(0x1000, 0x2000, 0x4000)},
+		{"two ranges of RAM", []header{ram(0x100000, 0x3000, 0x8000), ram(0x1000, 0x2000, 0x4000)},
 			[]segment{{lime.Range{Start: 0x1000, End: 0x2fff}, 0x4000}, {lime.Range{Start: 0x100000, End: 0x102fff}, 0x8000}}, ""},
-		{"vmalloc and modules are no RAM", []load{{1, 0xffffc90000000000, none, 0x9000, 0x1000}, ram(0x1000, 0x1000, 0x4000)},
+		{"vmalloc and modules are no RAM", []header{{1, 0xffffc90000000000, none, 0x9000, 0x1000}, ram(0x1000, 0x1000, 0x4000)},
 			[]segment{{lime.Range{Start: 0x1000, End: 0x1fff}, 0x4000}}, ""},
-		{"the kernel's text lies in its RAM", []load{{1, 0xffffffff81000000, 0x101000, 0x7000, 0x1000}, ram(0x100000, 0x3000, 0x8000)},
+		{"the kernel's text lies in its RAM", []header{{1, 0xffffffff81000000, 0x101000, 0x7000, 0x1000}, ram(0x100000, 0x3000, 0x8000)},
 			[]segment{{lime.Range{Start: 0x100000, End: 0x102fff}, 0x8000}}, ""},
-		{"text that reaches beyond", []load{{1, 0xffffffff81000000, 0x102000, 0x7000, 0x2000}, ram(0x100000, 0x3000, 0x8000)},
+		{"text that reaches beyond", []header{{1, 0xffffffff81000000, 0x102000, 0x7000, 0x2000}, ram(0x100000, 0x3000, 0x8000)},
 			[]segment{{lime.Range{Start: 0x100000, End: 0x102fff}, 0x8000}, {lime.Range{Start: 0x103000, End: 0x103fff}, 0x8000}}, ""},
-		{"5-level paging moves virtual addresses alone", []load{{1, 0xff11000000001000, 0x1000, 0x4000, 0x1000}},
+		{"5-level paging moves virtual addresses alone", []header{{1, 0xff11000000001000, 0x1000, 0x4000, 0x1000}},
 			[]segment{{lime.Range{Start: 0x1000, End: 0x1fff}, 0x4000}}, ""},
-		{"notes are no memory", []load{{4, 0, 0, 0x100, 0x200}, ram(0x1000, 0x1000, 0x4000)}, []segment{{lime.Range{Start: 0x1000, End: 0x1fff}, 0x4000}}, ""},
-		{"a kernel before 4.11 tells no addresses", []load{{1, 0xffff880000000000, 0, 0x4000, 0x1000}, {1, 0xffffc90000000000, 0, 0x9000, 0x1000}}, nil, OldKernel},
-		{"a segment that wraps around", []load{{1, 0, none - 100, 0x4000, 0x1000}}, nil, ""},
+		{"notes are no memory", []header{{4, 0, 0, 0x100, 0x200}, ram(0x1000, 0x1000, 0x4000)}, []segment{{lime.Range{Start: 0x1000, End: 0x1fff}, 0x4000}}, ""},
+		{"a segment that wraps around", []header{{1, 0, none - 100, 0x4000, 0x1000}}, nil, ""},
+		{"a segment longer than any file", []header{{1, 0, 0x1000, 1 << 62, 1<<62 + 1}}, nil, ""},
+		{"RAM from address 0 on", []header{ram(0, 0x1000, 0x4000), ram(0x100000, 0x1000, 0x5000)},
+			[]segment{{lime.Range{Start: 0, End: 0xfff}, 0x4000}, {lime.Range{Start: 0x100000, End: 0x100fff}, 0x5000}}, ""},
 		{"no headers", nil, nil, Malformed},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := parseKcore(bytes.NewReader(elfCore(tt.loads...)))
+			loads, err := parseKcore(bytes.NewReader(elfCore(tt.loads...)))
 			var r *Refusal
 			if errors.As(err, &r); tt.reason != "" && (r == nil || r.Reason != tt.reason) || tt.reason == "" && err != nil {
 				t.Fatalf("error %v, want reason %q", err, tt.reason)
 			}
-			if !slices.Equal(got, tt.want) {
+			if untold(loads) {
+				t.Error("it tells no addresses")
+			}
+			if got := told(loads); !slices.Equal(got, tt.want) {
 				t.Errorf("segments %v, want %v", got, tt.want)
 			}
 		})
@@ -89,7 +92,7 @@ func TestParseKcore(t *testing.T) {
 }
 
 func TestParseKcoreOfBrokenFiles(t *testing.T) {
-	whole := elfCore(load{1, 0, 0x1000, 0x4000, 0x1000})
+	whole := elfCore(header{1, 0, 0x1000, 0x4000, 0x1000})
 	for name, b := range map[string][]byte{
 		"empty": nil, "cut in the header": whole[:40], "cut in the table": whole[:100], "not ELF": bytes.Repeat([]byte("x"), 200),
 	} {
@@ -101,25 +104,42 @@ func TestParseKcoreOfBrokenFiles(t *testing.T) {
 }
 
 func FuzzParseKcore(f *testing.F) {
-	f.Add(elfCore(load{1, 0, 0x1000, 0x4000, 0x1000}, load{1, 1, none, 1, 1}))
+	f.Add(elfCore(header{1, 0, 0x1000, 0x4000, 0x1000}, header{1, 1, none, 1, 1}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		segments, err := parseKcore(bytes.NewReader(b))
+		loads, err := parseKcore(bytes.NewReader(b))
 		if err != nil {
 			return
 		}
-		for i, s := range segments {
-			if s.End < s.Start || s.offset < 0 || i > 0 && s.Start <= segments[i-1].End {
-				t.Fatalf("segments %v are not ascending and disjoint", segments)
-			}
+		segments := told(loads)
+		if mapped, err := directMap(loads, ram, pageSize); err == nil {
+			ascend(t, mapped)
 		}
+		ascend(t, segments)
 	})
+}
+
+func ascend(t *testing.T, segments []segment) {
+	t.Helper()
+	for i, s := range segments {
+		if s.End < s.Start || s.offset < 0 || i > 0 && s.Start <= segments[i-1].End {
+			t.Fatalf("segments %v are not ascending and disjoint", segments)
+		}
+	}
+}
+
+// noFlags is a host without page flags, whatever this one has.
+var noFlags = Options{pageFlags: "/no/kpageflags", pageBytes: pageSize}
+
+// where is a host with this RAM.
+func where(ram ...lime.Range) func() (layout, error) {
+	return func() (layout, error) { return layout{ram: ram}, nil }
 }
 
 // fakeKcore is a kcore file with RAM at 0x1000-0x2fff and 0x10000-0x10fff,
 // each byte of which is the high byte of its address's page number.
 func fakeKcore(t *testing.T) string {
 	t.Helper()
-	b := elfCore(load{1, 0, 0x1000, 0x4000, 0x2000}, load{1, 0, 0x10000, 0x8000, 0x1000})
+	b := elfCore(header{1, 0, 0x1000, 0x4000, 0x2000}, header{1, 0, 0x10000, 0x8000, 0x1000})
 	b = append(b, make([]byte, 0x9000-len(b))...)
 	for page, at := range map[byte]int{1: 0x4000, 2: 0x5000, 0x10: 0x8000} {
 		copy(b[at:], bytes.Repeat([]byte{page}, pageSize))
@@ -134,9 +154,7 @@ func fakeKcore(t *testing.T) string {
 // TestKcoreFollowsSystemRAM: kcore has whole pages, /proc/iomem may end a
 // range inside one; the odd bytes are in the image, as a gap.
 func TestKcoreFollowsSystemRAM(t *testing.T) {
-	k, err := newKcore(fakeKcore(t), func() ([]lime.Range, error) {
-		return []lime.Range{{Start: 0x1000, End: 0x33ff}, {Start: 0x10000, End: 0x10fff}}, nil
-	})
+	k, err := newKcore(fakeKcore(t), where(lime.Range{Start: 0x1000, End: 0x33ff}, lime.Range{Start: 0x10000, End: 0x10fff}), noFlags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,8 +163,7 @@ func TestKcoreFollowsSystemRAM(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	p := make([]byte, 0x2400)
-	gaps, err := r.ReadPhys(t.Context(), p, 0x1000)
+	p, gaps, err := r.ReadPhys(t.Context(), 0x1000, 0x2400)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,13 +173,13 @@ func TestKcoreFollowsSystemRAM(t *testing.T) {
 	if want := []evidence.Gap{{Range: lime.Range{Start: 0x3000, End: 0x33ff}, Reason: NotInSource}}; !slices.Equal(gaps, want) {
 		t.Errorf("gaps %v, want %v", gaps, want)
 	}
-	if gaps, err := r.ReadPhys(t.Context(), p[:100], 0x10010); err != nil || gaps != nil || p[0] != 0x10 {
+	if p, gaps, err := r.ReadPhys(t.Context(), 0x10010, 100); err != nil || gaps != nil || p[0] != 0x10 {
 		t.Errorf("gaps %v, error %v, byte %d", gaps, err, p[0])
 	}
 }
 
 func TestKcoreWithoutAddressesInIomem(t *testing.T) {
-	k, err := newKcore(fakeKcore(t), func() ([]lime.Range, error) { return nil, ErrHidden })
+	k, err := newKcore(fakeKcore(t), func() (layout, error) { return layout{}, ErrHidden }, noFlags)
 	if err != nil || !slices.Equal(k.Ranges(), []lime.Range{{Start: 0x1000, End: 0x2fff}, {Start: 0x10000, End: 0x10fff}}) {
 		t.Errorf("ranges %v, error %v", k.Ranges(), err)
 	}
@@ -170,7 +187,7 @@ func TestKcoreWithoutAddressesInIomem(t *testing.T) {
 
 func TestKcoreThatIsNotThere(t *testing.T) {
 	var r *Refusal
-	if _, err := newKcore(filepath.Join(t.TempDir(), "no"), nil); !errors.As(err, &r) || r.Reason != NoKcore {
+	if _, err := newKcore(filepath.Join(t.TempDir(), "no"), nil, noFlags); !errors.As(err, &r) || r.Reason != NoKcore {
 		t.Errorf("error %v", err)
 	}
 }
@@ -194,17 +211,23 @@ func (f *badPages) ReadAt(p []byte, off int64) (int, error) {
 
 func (f *badPages) Close() error { return nil }
 
-func reader(f handle) *kcoreReader {
-	return &kcoreReader{segments: []segment{{lime.Range{Start: 0x100000, End: 0x1fffff}, 0}},
-		file: &patient{open: func() (handle, error) { return f, nil }, current: f, limit: readLimit}}
+// reader reads 1 MiB of memory at 0x100000 from f, until the test ends.
+func reader(t *testing.T, f handle) *kcoreReader {
+	t.Helper()
+	file, err := newPatient(func() (handle, error) { return f, nil }, Options{}.alloc, readLimit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &kcoreReader{segments: []segment{{lime.Range{Start: 0x100000, End: 0x1fffff}, 0}}, file: file}
 }
 
 // TestOneBadPage: the kernel gives nothing of a read that touches a bad page.
 // Read again by pages, that page alone is lost, and named.
 func TestOneBadPage(t *testing.T) {
 	f := &badPages{bad: map[int64]error{0x5000: unix.EFAULT, 0x6000: unix.EFAULT, 0x9000: unix.EIO}}
-	p := bytes.Repeat([]byte{9}, 1<<20)
-	gaps, err := reader(f).ReadPhys(t.Context(), p, 0x100000)
+	r := reader(t, f)
+	defer r.Close()
+	p, gaps, err := r.ReadPhys(t.Context(), 0x100000, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,56 +241,6 @@ func TestOneBadPage(t *testing.T) {
 	if p[0x4fff] != 7 || p[0x5000] != 0 || p[0x6fff] != 0 || p[0x7000] != 7 {
 		t.Error("a bad page has bytes, or a good one has none")
 	}
-}
-
-// hanging blocks reads of one page until it is released.
-type hanging struct {
-	badPages
-	release chan struct{}
-}
-
-func (f *hanging) ReadAt(p []byte, off int64) (int, error) {
-	if off <= 0x2000 && off+int64(len(p)) > 0x2000 {
-		<-f.release
-		return 0, io.ErrClosedPipe
-	}
-	return f.badPages.ReadAt(p, off)
-}
-
-func TestAReadThatHangsIsGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &hanging{release: make(chan struct{})}
-		defer close(f.release)
-		r := reader(f)
-		p := make([]byte, 2*pageSize)
-		gaps, err := r.ReadPhys(t.Context(), p, 0x102000)
-		if err != nil || len(gaps) != 1 || gaps[0].Reason != evidence.TimedOut {
-			t.Fatalf("gaps %v, error %v", gaps, err)
-		}
-		if gaps, err := r.ReadPhys(t.Context(), p, 0x104000); err != nil || gaps != nil || p[0] != 7 {
-			t.Errorf("the read after it: gaps %v, error %v", gaps, err)
-		}
-		for range maxHung {
-			_, err = r.ReadPhys(t.Context(), p, 0x102000)
-		}
-		if !errors.Is(err, errTooManyHung) {
-			t.Errorf("reads hang without bound: %v", err)
-		}
-	})
-}
-
-func TestACancelledReadEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &hanging{release: make(chan struct{})}
-		defer close(f.release)
-		r := reader(f)
-		r.file.limit = time.Hour
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
-		if _, err := r.ReadPhys(ctx, make([]byte, pageSize), 0x102000); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("error %v", err)
-		}
-	})
 }
 
 func TestSystemRAM(t *testing.T) {

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -64,9 +65,10 @@ type kernel struct {
 
 // limeOptions say how to read a stream.
 type limeOptions struct {
-	digest bool // the kernel has SHA-256 for the module
-	alloc  func() ([]byte, func())
-	flags  *pageFlags
+	digest  bool // the kernel has SHA-256 for the module
+	alloc   func() ([]byte, func())
+	flags   *pageFlags
+	connect time.Duration // 0 is connectLimit
 }
 
 func probeLime(o Options) error {
@@ -125,7 +127,7 @@ func startLime(ctx context.Context, ranges []lime.Range, k kernel, o limeOptions
 		s.loadErr = k.load(parameters)
 		close(s.ended)
 	}()
-	if err := s.begin(ctx); err != nil {
+	if err := s.begin(ctx, cmp.Or(o.connect, connectLimit)); err != nil {
 		if left := s.release(); left != nil {
 			return nil, refuse("lime", Failed, "%v; %v", err, left)
 		}
@@ -135,8 +137,8 @@ func startLime(ctx context.Context, ranges []lime.Range, k kernel, o limeOptions
 }
 
 // begin connects and reads the first header.
-func (s *limeStream) begin(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, connectLimit, fmt.Errorf("the module has not sent within %s", connectLimit))
+func (s *limeStream) begin(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the module has not sent within %s", limit))
 	defer cancel()
 	var err error
 	if s.conn, err = s.dial(ctx); err != nil {

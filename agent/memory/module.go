@@ -182,14 +182,14 @@ type standing struct {
 func hostStanding() standing {
 	return standing{
 		capable:  capable(unix.CAP_SYS_MODULE),
-		disabled: content("/proc/sys/kernel/modules_disabled") == "1",
+		disabled: oneLine("/proc/sys/kernel/modules_disabled") == "1",
 		lockdown: lockdownState(),
-		enforced: content("/sys/module/module/parameters/sig_enforce") == "Y",
+		enforced: oneLine("/sys/module/module/parameters/sig_enforce") == "Y",
 	}
 }
 
-// content is what a file of one line says, "" where it cannot be read.
-func content(path string) string {
+// oneLine is what a file of one line says, "" where it cannot be read.
+func oneLine(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return ""

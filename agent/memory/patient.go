@@ -19,7 +19,7 @@ const (
 var (
 	errHung        = errors.New("the read hung and was given up")
 	errTooManyHung = errors.New("too many reads hang")
-	errLost        = errors.New("cannot go on after a read that hung")
+	errLost        = errors.New("it is closed, or could not be opened again after a read that hung")
 )
 
 // handle is an open file.
@@ -110,9 +110,6 @@ func (f *patient) buffer() []byte { return f.hand.buffer }
 // readAt fills the buffer from lo to hi, or fails as the kernel does, after
 // the limit as errHung.
 func (f *patient) readAt(ctx context.Context, lo, hi int, offset int64) error {
-	if f.hand == nil {
-		return errLost
-	}
 	if f.hung.Load() >= maxHung {
 		return errTooManyHung
 	}

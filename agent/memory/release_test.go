@@ -1,7 +1,6 @@
 package memory
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,15 +25,15 @@ func TestAnOpenThatIsCancelledLeavesNoModule(t *testing.T) {
 	for _, after := range []time.Duration{0, 50 * time.Millisecond} {
 		t.Run(after.String(), func(t *testing.T) {
 			defer goleak.VerifyNone(t)
-			k, loaded := module(t, stream(ram...), 0, nil)
+			k, loaded := fakeModule(t, stream(ram...), 0, nil)
 			listen := k.load
-			k.load = func(path, parameters string) error {
+			k.load = func(parameters string) error {
 				time.Sleep(200 * time.Millisecond) // the kernel links the module
-				return listen(path, parameters)
+				return listen(parameters)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), after)
 			defer cancel()
-			if _, err := startLime(ctx, "lime.ko", ram, k); err == nil {
+			if _, err := startLime(ctx, ram, k, plain); err == nil {
 				t.Fatal("it opened")
 			}
 			if n := loaded.Load(); n != 0 {
@@ -47,18 +46,19 @@ func TestAnOpenThatIsCancelledLeavesNoModule(t *testing.T) {
 // TestAnothersModuleStays: what this agent did not load, it does not remove.
 func TestAnothersModuleStays(t *testing.T) {
 	k := kernel{
-		load:   func(string, string) error { return fmt.Errorf("cannot load module: %w", unix.EEXIST) },
+		load:   func(string) error { return fmt.Errorf("cannot load module: %w", unix.EEXIST) },
+		abort:  func() {},
 		unload: func() error { t.Error("it was removed"); return nil },
 	}
 	var r *Refusal
-	if _, err := startLime(t.Context(), "lime.ko", ram, k); !errors.As(err, &r) || r.Reason != InUse {
+	if _, err := startLime(t.Context(), ram, k, plain); !errors.As(err, &r) || r.Reason != InUse {
 		t.Errorf("error %v", err)
 	}
 }
 
 // TestRemovalIsTriedAgain: the module is busy for a moment after its image.
 func TestRemovalIsTriedAgain(t *testing.T) {
-	k, _ := module(t, stream(ram...), 0, nil)
+	k, _ := fakeModule(t, stream(ram...), 0, nil)
 	tries := 0
 	k.unload = func() error {
 		if tries++; tries < 3 {
@@ -66,7 +66,7 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 		}
 		return nil
 	}
-	s, err := startLime(t.Context(), "lime.ko", ram, k)
+	s, err := startLime(t.Context(), ram, k, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,8 +77,8 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 
 // TestAStalledStreamIsGivenUp, and the module removed.
 func TestAStalledStreamIsGivenUp(t *testing.T) {
-	k, loaded := module(t, stream(ram[0])[:0x1000], time.Second, nil) // then the module ends the stream
-	s, err := startLime(t.Context(), "lime.ko", ram, k)
+	k, loaded := fakeModule(t, stream(ram[0])[:0x1000], time.Second, nil) // then the module ends the stream
+	s, err := startLime(t.Context(), ram, k, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +96,8 @@ func TestAStalledStreamIsGivenUp(t *testing.T) {
 // fills no page, and they must not pass for memory.
 func TestThePaddingOfLiMEIsAGap(t *testing.T) {
 	odd := []lime.Range{{Start: 0x1000, End: 0x33ff}, {Start: 0x10000, End: 0x10fff}}
-	k, _ := module(t, stream(odd...), 0, nil)
-	s, err := startLime(t.Context(), "lime.ko", odd, k)
+	k, _ := fakeModule(t, stream(odd...), 0, nil)
+	s, err := startLime(t.Context(), odd, k, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestThePaddingOfLiMEIsAGap(t *testing.T) {
 		{0x3100, 0x300, made(0x3100, 0x33ff)},
 		{0x10000, 0x1000, nil},
 	} {
-		gaps, err := r.ReadPhys(t.Context(), make([]byte, step.length), step.addr)
+		_, gaps, err := r.ReadPhys(t.Context(), step.addr, int(step.length))
 		if err != nil || !slices.Equal(gaps, step.want) {
 			t.Errorf("%x bytes at %x: gaps %v, error %v; want %v", step.length, step.addr, gaps, err, step.want)
 		}
@@ -128,8 +128,8 @@ func TestThePaddingOfLiMEIsAGap(t *testing.T) {
 // TestNeighboursAreRecordsOfTheirOwn: two lines of /proc/iomem that touch are
 // one range here, and two records of LiME's.
 func TestNeighboursAreRecordsOfTheirOwn(t *testing.T) {
-	k, _ := module(t, stream(lime.Range{Start: 0x1000, End: 0x1fff}, lime.Range{Start: 0x2000, End: 0x2fff}, ram[1]), 0, nil)
-	s, err := startLime(t.Context(), "lime.ko", ram, k)
+	k, _ := fakeModule(t, stream(lime.Range{Start: 0x1000, End: 0x1fff}, lime.Range{Start: 0x2000, End: 0x2fff}, ram[1]), 0, nil)
+	s, err := startLime(t.Context(), ram, k, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,12 +138,12 @@ func TestNeighboursAreRecordsOfTheirOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := make([]byte, 0x1000)
-	if _, err := r.ReadPhys(t.Context(), p, 0x1800); err != nil || p[0] != 1 || p[0x7ff] != 1 || p[0x800] != 2 {
+	p, _, err := r.ReadPhys(t.Context(), 0x1800, 0x1000)
+	if err != nil || p[0] != 1 || p[0x7ff] != 1 || p[0x800] != 2 {
 		t.Errorf("across the border: bytes %d %d %d, %v", p[0], p[0x7ff], p[0x800], err)
 	}
-	if _, err := r.ReadPhys(t.Context(), p, 0x10000); err != nil || p[0] != 0x10 {
-		t.Errorf("after it: byte %d, %v", p[0], err)
+	if p, _, err := r.ReadPhys(t.Context(), 0x10000, 0x1000); err != nil || p[0] != 0x10 {
+		t.Errorf("after it: %d bytes, %v", len(p), err)
 	}
 }
 
@@ -152,7 +152,7 @@ func TestNeighboursAreRecordsOfTheirOwn(t *testing.T) {
 func TestAModuleThatNeverListens(t *testing.T) {
 	free := regexp.MustCompile(`tcp:(\d+)`)
 	k := kernel{
-		load: func(_, parameters string) error {
+		load: func(parameters string) error {
 			port := free.FindStringSubmatch(parameters)[1]
 			l, err := net.Listen("tcp4", "127.0.0.1:"+port)
 			if err != nil {
@@ -160,9 +160,10 @@ func TestAModuleThatNeverListens(t *testing.T) {
 			}
 			return l.Close() // it was loaded, and served nobody
 		},
+		abort:  func() {},
 		unload: func() error { return nil },
 	}
-	s, err := startLime(t.Context(), "lime.ko", ram, k)
+	s, err := startLime(t.Context(), ram, k, plain)
 	if err == nil { // the port was open for a moment
 		_, err = readAll(t.Context(), s)
 		defer s.Close()
@@ -193,45 +194,5 @@ func TestRAMThatLiMETakes(t *testing.T) {
 		if errors.As(err, &r); tt.reason != "" && (r == nil || r.Reason != tt.reason) || tt.reason == "" && err != nil || !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %v, %v", tt.name, got, err)
 		}
-	}
-}
-
-// TestReadsThatEndedDoNotCountAsHanging: one that has ended does not stand in
-// the way of the next, however many others hang.
-func TestReadsThatEndedDoNotCountAsHanging(t *testing.T) {
-	r := reader(&badPages{})
-	r.file.hung = make(chan struct{}, maxHung)
-	for range maxHung - 1 {
-		r.file.hung <- struct{}{} // a read that has not returned
-	}
-	p := make([]byte, 16)
-	for i := range 100_000 {
-		if _, err := r.ReadPhys(t.Context(), p, 0x104000); err != nil {
-			t.Fatalf("read %d: %v", i, err)
-		}
-	}
-}
-
-// lengths notes the longest read.
-type lengths struct {
-	badPages
-	longest int
-}
-
-func (f *lengths) ReadAt(p []byte, off int64) (int, error) {
-	f.longest = max(f.longest, len(p))
-	return f.badPages.ReadAt(p, off)
-}
-
-func TestReadsOfKcoreAreBounded(t *testing.T) {
-	f := &lengths{}
-	r := &kcoreReader{segments: []segment{{lime.Range{Start: 0, End: 8<<20 - 1}, 0}},
-		file: &patient{open: func() (handle, error) { return f, nil }, current: f, limit: time.Second}}
-	p := make([]byte, 5<<20)
-	if gaps, err := r.ReadPhys(t.Context(), p, 0x1000); err != nil || gaps != nil || f.longest != maxRead {
-		t.Errorf("longest read %d, gaps %v, error %v", f.longest, gaps, err)
-	}
-	if bytes.Contains(p, []byte{0}) {
-		t.Error("not all was read")
 	}
 }

@@ -57,12 +57,14 @@ type Part struct {
 	Bytes     []byte // valid until its buffer is used again
 	SHA256    evidence.Digest
 	RawSize   uint64 // bytes before compression and padding
-	Frames    []seekable.Frame
 	Ranges    []lime.Range
 	Gaps      []evidence.Gap
 	Started   time.Time
 	Ended     time.Time
 	Monotonic time.Duration
+	// Frames are the part's stretches that can be decompressed by themselves,
+	// for an image's seek table; evidence.MaxFrames at most.
+	Frames []seekable.Frame
 }
 
 // errFull says that more was written than the part's buffer has room for.

@@ -28,7 +28,7 @@ const callLimit = 30 * time.Second
 func (s *Session) OpenItem(ctx context.Context, order string, item evidence.Item) (id string, stored []evidence.Part, closed bool, err error) {
 	reply, err := call(ctx, "open item "+item.Name, s.api.OpenItem, &wire.OpenItemRequest{
 		OrderId: order, Name: item.Name, Format: wire.FormatOf(item.Format), Compression: wire.CompressionOf(item.Compression),
-		Source: item.Source, Ranges: wire.RangesOf(item.RAM), PartRamBytes: item.PartRAMBytes,
+		Source: item.Source, Ranges: wire.RangesOf(item.RAM), PartRamBytes: item.PartRAMBytes, PageFlags: item.PageFlags,
 	})
 	if err != nil {
 		return "", nil, false, err
@@ -46,7 +46,7 @@ func (s *Session) OpenItem(ctx context.Context, order string, item evidence.Item
 func (s *Session) GrantPart(ctx context.Context, order, item string, p pack.Part) (upload.Grant, error) {
 	reply, err := call(ctx, fmt.Sprintf("ask grant for part %d of %s", p.Number, item), s.api.GrantPart, &wire.GrantPartRequest{
 		OrderId: order, ItemId: item, Number: p.Number, Size: uint64(len(p.Bytes)), Sha256: p.SHA256[:], RawSize: p.RawSize,
-		Ranges: wire.RangesOf(p.Ranges), Gaps: wire.GapsOf(p.Gaps),
+		Ranges: wire.RangesOf(p.Ranges), Gaps: wire.GapsOf(p.Gaps), Frames: wire.FramesOf(p.Frames),
 		ReadStarted: timestamppb.New(p.Started), ReadEnded: timestamppb.New(p.Ended), MonotonicStarted: durationpb.New(p.Monotonic),
 	})
 	if err != nil {

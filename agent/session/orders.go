@@ -198,6 +198,8 @@ func orderFromWire(w *wire.Order) (Order, error) {
 		}
 	case *wire.Order_Volatile:
 		o.Kind, compression = evidence.Volatile, capture.Volatile.GetCompression()
+	case *wire.Order_Symbols:
+		o.Kind, compression = evidence.Symbols, capture.Symbols.GetCompression()
 	case *wire.Order_Live:
 		o.Kind, compression = evidence.Live, capture.Live.GetCompression()
 	default:

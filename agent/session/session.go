@@ -32,6 +32,9 @@ const (
 	maxRunning    = 4  // orders at a time
 	maxRemembered = 64 // orders whose results are kept for repeats
 	maxMessage    = 256 << 10
+	// maxReply is more, as an item that goes on names each part that is
+	// stored: 10,000 of some 50 bytes.
+	maxReply = 4 << 20
 
 	progressEvery  = time.Second
 	heartbeatEvery = 15 * time.Second
@@ -123,7 +126,7 @@ func New(cfg Config) (*Session, error) {
 			Backoff:           backoff.Config{BaseDelay: firstBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 15 * time.Second},
 			MinConnectTimeout: 10 * time.Second,
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply), grpc.MaxCallSendMsgSize(maxMessage)),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("cannot prepare connection to collector %s: %w", cfg.Collector, err)

@@ -17,11 +17,13 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/agent/throttle"
 	"github.com/quicklime-ir/quicklime/agent/upload"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
 	"github.com/quicklime-ir/quicklime/proto/identity/identitytest"
+	"github.com/quicklime-ir/quicklime/proto/seekable"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
@@ -34,6 +36,8 @@ type bench struct {
 	wire.UnimplementedAgentServiceServer
 	streams chan *stream
 	open    func() (*wire.OpenItemReply, error)
+	opened  *wire.OpenItemRequest  // the last; a test reads it after the call
+	granted *wire.GrantPartRequest // the last
 }
 
 // stream is one attachment, as the collector sees it.
@@ -56,8 +60,14 @@ func (b *bench) Attach(s wire.AgentService_AttachServer) error {
 	}
 }
 
-func (b *bench) OpenItem(context.Context, *wire.OpenItemRequest) (*wire.OpenItemReply, error) {
+func (b *bench) OpenItem(_ context.Context, q *wire.OpenItemRequest) (*wire.OpenItemReply, error) {
+	b.opened = q
 	return b.open()
+}
+
+func (b *bench) GrantPart(_ context.Context, q *wire.GrantPartRequest) (*wire.GrantPartReply, error) {
+	b.granted = q
+	return &wire.GrantPartReply{Url: "https://s3/part"}, nil
 }
 
 // attach starts a collector and a session with it.
@@ -332,6 +342,40 @@ func TestALedgerCallWaitsForTheCollector(t *testing.T) {
 	id, stored, closed, err := s.OpenItem(t.Context(), "c/memory", evidence.Item{Name: "memory"})
 	if err != nil || id != "memory.memory" || closed || len(stored) != 1 || stored[0].Number != 3 {
 		t.Errorf("item %q, stored %v, closed %v, error %v", id, stored, closed, err)
+	}
+}
+
+// TestTenThousandStoredParts: the largest image that goes on.
+func TestTenThousandStoredParts(t *testing.T) {
+	b, s := attach(t, nil)
+	b.next(t)
+	reply := &wire.OpenItemReply{ItemId: "memory.memory"}
+	for n := range int32(evidence.MaxParts) {
+		reply.Stored = append(reply.Stored, &wire.StoredPart{Number: n + 1, Size: 1 << 32, Sha256: make([]byte, 32)})
+	}
+	b.open = func() (*wire.OpenItemReply, error) { return reply, nil }
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, stored, _, err := s.OpenItem(ctx, "c/memory", evidence.Item{Name: "memory"})
+	if err != nil || len(stored) != evidence.MaxParts || stored[9999].Number != evidence.MaxParts {
+		t.Errorf("%d parts, error %v", len(stored), err)
+	}
+}
+
+// TestWhatTheLedgerIsTold of a part and of its item.
+func TestWhatTheLedgerIsTold(t *testing.T) {
+	b, s := attach(t, nil)
+	b.next(t)
+	b.open = func() (*wire.OpenItemReply, error) { return &wire.OpenItemReply{}, nil }
+	if _, _, _, err := s.OpenItem(t.Context(), "c/memory", evidence.Item{Name: "memory", PageFlags: "read"}); err != nil {
+		t.Fatal(err)
+	}
+	frames := []seekable.Frame{{Stored: 7, Raw: 1 << 20}, {Stored: 3, Raw: 5}}
+	if _, err := s.GrantPart(t.Context(), "c/memory", "memory.memory", pack.Part{Number: 1, Frames: frames}); err != nil {
+		t.Fatal(err)
+	}
+	if b.opened.GetPageFlags() != "read" || len(b.granted.GetFrames()) != 2 || b.granted.GetFrames()[1].GetRaw() != 5 {
+		t.Errorf("opened %v, granted %v", b.opened, b.granted)
 	}
 }
 

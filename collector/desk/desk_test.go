@@ -3,13 +3,9 @@ package desk
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +13,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
-	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/docket"
 	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/collector/store"
@@ -227,137 +222,6 @@ func TestPrintCase(t *testing.T) {
 	}
 	if err := PrintCases(io.Discard, []casefile.Case{c}); err != nil {
 		t.Error(err)
-	}
-}
-
-// sealed writes a case's objects into a folder, as the bucket would hold
-// them, and gives the key by which they verify.
-func sealed(t *testing.T) (dir string, key *custody.Key) {
-	t.Helper()
-	dir = t.TempDir()
-	put := func(name string, body []byte) {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, body, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	table := []byte("{\"pid\":1}\n")
-	part := evidence.Part{Number: 1, Size: uint64(len(table)), SHA256: sha256.Sum256(table), RawSize: uint64(len(table))}
-	item := evidence.Item{Kind: evidence.Volatile, Name: "processes", Format: evidence.JSONL, Compression: evidence.None, Status: evidence.Whole,
-		Key: "cases/c1/" + victim + "/volatile/processes.jsonl", Size: part.Size, Parts: []evidence.Part{part}, SHA256: evidence.Composite([]evidence.Part{part})}
-	put(item.Key, table)
-	var head evidence.JournalHead
-	for n := 1; n <= 3; n++ {
-		var raw []byte
-		var err error
-		if raw, head, err = custody.Next(head, time.Now(), map[string]int{"n": n}); err != nil {
-			t.Fatal(err)
-		}
-		put(locker.JournalKey("c1", victim, n), raw)
-	}
-	key, err := custody.NewKey(filepath.Join(t.TempDir(), "key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	envelope, err := custody.Seal(t.Context(), key, evidence.Manifest{Case: "c1", Instance: evidence.Instance{ID: victim}, Items: []evidence.Item{item}, Journal: head})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, payload, err := custody.Open(envelope, key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(locker.SignatureKey("c1", victim), envelope)
-	put(locker.ManifestKey("c1", victim), payload)
-	return dir, key
-}
-
-func TestProve(t *testing.T) {
-	base := "cases/c1/" + victim + "/"
-	tests := []struct {
-		name   string
-		damage func(t *testing.T, dir string)
-		want   string // in what is printed; "" for proven
-	}{
-		{"an untouched copy", func(*testing.T, string) {}, ""},
-		{"a table with another byte", rewrite(base+"volatile/processes.jsonl", "{\"pid\":2}\n"), "NOT PROVEN"},
-		{"a table that is gone", remove(base + "volatile/processes.jsonl"), "NOT PROVEN"},
-		{"a manifest that says something else", rewrite(base+"manifest.json", "{}"), "manifest.json is not what"},
-		{"a journal with an entry less", remove(base + "journal/000003.json"), "the manifest saw 3"},
-		{"a journal with an entry changed", rewrite(base+"journal/000002.json", "{}"), "PROBLEM   journal"},
-		{"a signature that is none", rewrite(base+"manifest.sig", "{}"), "PROBLEM   manifest"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			dir, key := sealed(t)
-			tt.damage(t, dir)
-			folder, err := OpenFolder(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer folder.Close()
-			proofs, err := Prove(t.Context(), folder, key.Public(), "c1")
-			if err != nil || len(proofs) != 1 {
-				t.Fatalf("proofs %+v, %v", proofs, err)
-			}
-			var out bytes.Buffer
-			if err := proofs[0].WriteText(&out); err != nil {
-				t.Fatal(err)
-			}
-			if proofs[0].OK() != (tt.want == "") || !strings.Contains(out.String(), tt.want) {
-				t.Errorf("want %q in\n%s", tt.want, out.String())
-			}
-		})
-	}
-}
-
-func rewrite(name, text string) func(*testing.T, string) {
-	return func(t *testing.T, dir string) {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func remove(name string) func(*testing.T, string) {
-	return func(t *testing.T, dir string) {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func TestWhatIsNotListedIsNamed(t *testing.T) {
-	dir, key := sealed(t)
-	rewrite("cases/c1/"+victim+"/extra.bin", "x")(t, dir)
-	folder, err := OpenFolder(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer folder.Close()
-	proofs, err := Prove(t.Context(), folder, key.Public(), "")
-	if err != nil || len(proofs) != 1 || fmt.Sprint(proofs[0].Unlisted) != "[cases/c1/"+victim+"/extra.bin]" {
-		t.Errorf("proofs %+v, %v", proofs, err)
-	}
-	if _, err := Prove(t.Context(), folder, key.Public(), "c2"); !errors.Is(err, ErrNotProven) {
-		t.Errorf("a case that is not there: %v", err)
-	}
-}
-
-func TestNoKeyLeadsOutOfTheFolder(t *testing.T) {
-	folder, err := OpenFolder(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer folder.Close()
-	for _, key := range []string{"../secret", "/etc/passwd", "a/../../b"} {
-		if r, err := folder.Open(t.Context(), key); err == nil {
-			r.Close()
-			t.Errorf("%s was opened", key)
-		}
 	}
 }
 

@@ -24,7 +24,7 @@ func (f *Fleet) OpenItem(ctx context.Context, q *wire.OpenItemRequest) (*wire.Op
 	if err != nil {
 		return nil, err
 	}
-	item := evidence.Item{Kind: c.Kind, Name: q.GetName(), Source: word(q.GetSource()), PartRAMBytes: q.GetPartRamBytes()}
+	item := evidence.Item{Kind: c.Kind, Name: q.GetName(), Source: word(q.GetSource()), PartRAMBytes: q.GetPartRamBytes(), PageFlags: text(q.GetPageFlags())}
 	var errs [3]error
 	item.Format, errs[0] = q.GetFormat().Evidence()
 	item.Compression, errs[1] = q.GetCompression().Evidence()
@@ -51,9 +51,10 @@ func (f *Fleet) GrantPart(ctx context.Context, q *wire.GrantPartRequest) (*wire.
 	}
 	part := evidence.Part{Number: q.GetNumber(), Size: q.GetSize(), RawSize: q.GetRawSize(),
 		Started: q.GetReadStarted().AsTime(), Ended: q.GetReadEnded().AsTime(), Monotonic: q.GetMonotonicStarted().AsDuration()}
-	var errs [2]error
+	var errs [3]error
 	part.Ranges, errs[0] = wire.Ranges(q.GetRanges())
 	part.Gaps, errs[1] = wire.Gaps(q.GetGaps())
+	part.Frames, errs[2] = wire.Frames(q.GetFrames(), part.Size, part.RawSize)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -196,6 +196,8 @@ func orderOf(c Capture, limit time.Duration) *wire.Order {
 		o.Capture = &wire.Order_Memory{Memory: &wire.MemoryCapture{Source: c.MemorySource, Compression: c.Compression, Limits: c.Limits}}
 	case evidence.Volatile:
 		o.Capture = &wire.Order_Volatile{Volatile: &wire.ArtifactCapture{Compression: c.Compression}}
+	case evidence.Symbols:
+		o.Capture = &wire.Order_Symbols{Symbols: &wire.ArtifactCapture{Compression: c.Compression}}
 	case evidence.Live:
 		o.Capture = &wire.Order_Live{Live: &wire.ArtifactCapture{Compression: c.Compression}}
 	}

@@ -302,7 +302,7 @@ func TestWhatALedgerAnswersReachesTheAgent(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	open := &wire.OpenItemRequest{OrderId: "c1/memory", Name: "memory", Format: wire.Format_FORMAT_LIME,
-		Ranges: []*wire.PhysicalRange{{Start: 0, End: 4095}}, PartRamBytes: 4096}
+		Ranges: []*wire.PhysicalRange{{Start: 0, End: 4095}}, PartRamBytes: 4096, PageFlags: "read" + strings.Repeat("!", 1<<16)}
 	if r, err := api.OpenItem(t.Context(), open); err != nil || r.GetItemId() != "memory.memory" {
 		t.Errorf("reply %v, error %v", r, err)
 	}
@@ -314,14 +314,22 @@ func TestWhatALedgerAnswersReachesTheAgent(t *testing.T) {
 	if _, err := api.OpenItem(t.Context(), open); status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), "/var/lib") {
 		t.Errorf("a fault of the collector came as %v, want Unavailable without its details", err)
 	}
-	r, err := api.GrantPart(t.Context(), &wire.GrantPartRequest{OrderId: "c1/memory", ItemId: "memory.memory", Number: 1, Size: 9, Sha256: make([]byte, 32)})
+	if flags := h.books.opened[0].PageFlags; !strings.HasPrefix(flags, "read!") || len(flags) > maxText {
+		t.Errorf("page flags of %d bytes reach the ledger", len(flags))
+	}
+	r, err := api.GrantPart(t.Context(), &wire.GrantPartRequest{OrderId: "c1/memory", ItemId: "memory.memory", Number: 1, Size: 9, Sha256: make([]byte, 32),
+		Frames: []*wire.Frame{{Stored: 9, Raw: 0}}})
 	if err != nil || r.GetUrl() != "https://s3/part" {
 		t.Errorf("grant %v, error %v", r, err)
 	}
+	if frames := h.books.parts[0].Frames; len(frames) != 1 || frames[0].Stored != 9 {
+		t.Errorf("frames %v reach the ledger", frames)
+	}
 	for name, bad := range map[string]*wire.GrantPartRequest{
-		"a hash of 31 bytes":   {OrderId: "c1/memory", Sha256: make([]byte, 31)},
-		"ranges that overlap":  {OrderId: "c1/memory", Sha256: make([]byte, 32), Ranges: []*wire.PhysicalRange{{Start: 0, End: 9}, {Start: 9, End: 12}}},
-		"a gap without reason": {OrderId: "c1/memory", Sha256: make([]byte, 32), Gaps: []*wire.Gap{{Range: &wire.PhysicalRange{Start: 0, End: 9}}}},
+		"frames of other sizes": {OrderId: "c1/memory", Sha256: make([]byte, 32), Size: 9, Frames: []*wire.Frame{{Stored: 8}}},
+		"a hash of 31 bytes":    {OrderId: "c1/memory", Sha256: make([]byte, 31)},
+		"ranges that overlap":   {OrderId: "c1/memory", Sha256: make([]byte, 32), Ranges: []*wire.PhysicalRange{{Start: 0, End: 9}, {Start: 9, End: 12}}},
+		"a gap without reason":  {OrderId: "c1/memory", Sha256: make([]byte, 32), Gaps: []*wire.Gap{{Range: &wire.PhysicalRange{Start: 0, End: 9}}}},
 	} {
 		if _, err := api.GrantPart(t.Context(), bad); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: %v", name, err)

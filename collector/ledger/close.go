@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,7 @@ func (l *Ledger) Close(ctx context.Context, caseID, id string, parts int32, reas
 		return evidence.Item{}, refuseUnknown(err, id)
 	}
 	if item.Status != evidence.Open {
-		item.Parts, err = l.parts(ctx, item)
+		item.Parts, err = l.kept(ctx, item)
 		return item.Item, err
 	}
 	if item.Closing == nil {
@@ -50,7 +51,10 @@ func (l *Ledger) end(ctx context.Context, item Item, parts int32, reason string)
 	if reason == "" {
 		reason = lost(item.Item, parts)
 	}
-	c := &closing{Status: evidence.Whole, Error: reason, Parts: stored}
+	c := &closing{Status: evidence.Whole, Error: reason}
+	for _, p := range stored {
+		c.Parts = append(c.Parts, evidence.Part{Number: p.Number, Size: p.Size, SHA256: p.SHA256, ETag: p.ETag})
+	}
 	if reason != "" {
 		c.Status = evidence.Partial
 	}
@@ -66,6 +70,9 @@ func (l *Ledger) complete(ctx context.Context, key string, item Item, revision i
 			return evidence.Item{}, err
 		}
 	} else {
+		if err := l.addTable(ctx, key, item, &revision); err != nil {
+			return evidence.Item{}, err
+		}
 		object, err := l.Bucket.Complete(ctx, item.Key, item.UploadID, c.Parts)
 		if err != nil {
 			return evidence.Item{}, err
@@ -75,7 +82,7 @@ func (l *Ledger) complete(ctx context.Context, key string, item Item, revision i
 	if err := l.dropUnstored(ctx, item, c.Parts); err != nil {
 		return evidence.Item{}, err
 	}
-	item.Status, item.Error, item.Parts, item.Closing, item.Size = c.Status, c.Error, c.Parts, nil, 0
+	item.Status, item.Error, item.Closing, item.Size = c.Status, c.Error, nil, 0
 	for _, p := range c.Parts {
 		item.Size += p.Size
 	}
@@ -83,7 +90,9 @@ func (l *Ledger) complete(ctx context.Context, key string, item Item, revision i
 		return evidence.Item{}, err
 	}
 	l.Log.Info("item closed", "case", item.Case, "item", item.ID(), "status", item.Status, "parts", len(c.Parts), "bytes", item.Size, "reason", item.Error)
-	return item.Item, nil
+	var err error
+	item.Parts, err = l.kept(ctx, item)
+	return item.Item, err
 }
 
 // lost says which parts are not there, "" when all are.
@@ -127,7 +136,7 @@ func (l *Ledger) Items(ctx context.Context, caseID string) ([]evidence.Item, err
 	}
 	var out []evidence.Item
 	for _, item := range items {
-		if item.Parts, err = l.parts(ctx, item); err != nil {
+		if item.Parts, err = l.kept(ctx, item); err != nil {
 			return nil, err
 		}
 		out = append(out, item.Item)
@@ -163,8 +172,8 @@ func (l *Ledger) stored(ctx context.Context, item Item) ([]evidence.Part, error)
 	}
 	var out []evidence.Part
 	for _, s := range have {
-		i := slices.IndexFunc(granted, func(p evidence.Part) bool { return p.Number == s.Number })
-		if i < 0 || granted[i].SHA256 != s.Digest || granted[i].Size != s.Size {
+		i, ok := find(granted, s.Number)
+		if !ok || granted[i].SHA256 != s.Digest || granted[i].Size != s.Size {
 			l.Log.Warn("stored part that was not granted is left out", "case", item.Case, "item", item.ID(), "part", s.Number)
 			continue
 		}
@@ -172,6 +181,11 @@ func (l *Ledger) stored(ctx context.Context, item Item) ([]evidence.Part, error)
 		out = append(out, granted[i])
 	}
 	return out, nil
+}
+
+// find gives the place of a number among parts, which ascend.
+func find(parts []evidence.Part, number int32) (int, bool) {
+	return slices.BinarySearchFunc(parts, number, func(p evidence.Part, n int32) int { return cmp.Compare(p.Number, n) })
 }
 
 // dropUnstored forgets the grants whose parts are not in S3, so that what is
@@ -182,7 +196,7 @@ func (l *Ledger) dropUnstored(ctx context.Context, item Item, stored []evidence.
 		return err
 	}
 	for _, p := range granted {
-		if slices.ContainsFunc(stored, func(s evidence.Part) bool { return s.Number == p.Number }) {
+		if _, ok := find(stored, p.Number); ok {
 			continue
 		}
 		if err := l.drop(ctx, partKey(item, p.Number)); err != nil {
@@ -208,6 +222,15 @@ func (l *Ledger) parts(ctx context.Context, item Item) ([]evidence.Part, error) 
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// kept gives the parts of an item as the case keeps them, without frames.
+func (l *Ledger) kept(ctx context.Context, item Item) ([]evidence.Part, error) {
+	parts, err := l.parts(ctx, item)
+	for i := range parts {
+		parts[i].Frames = nil
+	}
+	return parts, err
 }
 
 func (l *Ledger) load(ctx context.Context, key string) (Item, int64, error) {

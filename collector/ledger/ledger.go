@@ -22,8 +22,14 @@ import (
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
-// maxItems bounds what one case may store.
-const maxItems = 256
+// Bounds of what one case may store.
+const (
+	maxItems = 256
+	// maxGaps is how many gaps an image has at most in all its parts, that a
+	// manifest may hold it; each part has leastGaps in any case.
+	maxGaps   = 256 << 10
+	leastGaps = 16
+)
 
 // ErrRefused is the kind of every request that will never be granted.
 var ErrRefused = errors.New("refused")
@@ -33,6 +39,7 @@ var ErrRefused = errors.New("refused")
 type Bucket interface {
 	Begin(ctx context.Context, key string) (uploadID string, err error)
 	Grant(ctx context.Context, key, uploadID string, number int32, size uint64, digest evidence.Digest) (locker.Grant, error)
+	PutPart(ctx context.Context, key, uploadID string, number int32, body []byte) (locker.StoredPart, error)
 	Stored(ctx context.Context, key, uploadID string) ([]locker.StoredPart, error)
 	Complete(ctx context.Context, key, uploadID string, parts []evidence.Part) (locker.Object, error)
 	Abort(ctx context.Context, key, uploadID string) error
@@ -61,7 +68,9 @@ type Item struct {
 type closing struct {
 	Status evidence.Status `json:"status"`
 	Error  string          `json:"error,omitempty"`
-	Parts  []evidence.Part `json:"parts"` // with their ETags; 10,000 at most
+	// Parts are the object's, with their ETags: numbers, sizes and hashes
+	// only, 10,000 at most. The seek table is one of them once it is stored.
+	Parts []evidence.Part `json:"parts"`
 }
 
 // ID names the item inside its case.
@@ -83,8 +92,8 @@ func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidenc
 	if !evidence.ValidName(item.Name) {
 		return Opened{}, fmt.Errorf("%w: item name %.60q, want lower-case letters, digits and underscores, 40 at most", ErrRefused, item.Name)
 	}
-	if (item.Kind == evidence.Memory) != (len(item.RAM) > 0 && item.PartRAMBytes > 0) {
-		return Opened{}, fmt.Errorf("%w: item %s needs RAM ranges and a part size if it is memory, and none if not", ErrRefused, itemID(item))
+	if err := checkPlan(item); err != nil {
+		return Opened{}, err
 	}
 	key := itemKey(caseID, itemID(item))
 	defer l.locks.Lock(key)()
@@ -122,7 +131,22 @@ func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidenc
 	return Opened{ID: fresh.ID()}, nil
 }
 
-// samePlan reports whether a memory image can go on.
+// checkPlan wants of memory, and of nothing else, that it says which memory
+// each part will hold. One part is left for the seek table.
+func checkPlan(item evidence.Item) error {
+	planned := item.Format == evidence.LiME && len(item.RAM) > 0 && item.PartRAMBytes > 0
+	bare := item.Format != evidence.LiME && len(item.RAM) == 0 && item.PartRAMBytes == 0
+	if memory := item.Kind == evidence.Memory; memory && !planned || !memory && !bare {
+		return fmt.Errorf("%w: item %s needs RAM ranges and a part size if it is memory, and none if not", ErrRefused, itemID(item))
+	}
+	if parts := lime.Parts(item.RAM, item.PartRAMBytes); parts >= evidence.MaxParts || parts == 0 && len(item.RAM) > 0 {
+		return fmt.Errorf("%w: item %s would have %d parts, want 1 to %d", ErrRefused, itemID(item), parts, evidence.MaxParts-1)
+	}
+	return nil
+}
+
+// samePlan reports whether a memory image can go on. What the agent can tell
+// of its pages may be another matter this time.
 func samePlan(a, b evidence.Item) bool {
 	return a.Kind == evidence.Memory && b.Kind == evidence.Memory && a.Source == b.Source && a.Format == b.Format &&
 		a.Compression == b.Compression && a.PartRAMBytes == b.PartRAMBytes && slices.Equal(a.RAM, b.RAM)
@@ -154,36 +178,51 @@ func (l *Ledger) discard(ctx context.Context, item Item) error {
 
 // Grant records a part and gives the request that can store exactly its
 // bytes. Where they are stored already, the request is empty and stored is
-// true.
+// true. A part costs one write of the store, two fsyncs in its folder.
 func (l *Ledger) Grant(ctx context.Context, caseID, id string, part evidence.Part) (grant locker.Grant, stored bool, err error) {
 	if err := checkID(id); err != nil {
 		return grant, false, err
 	}
-	item, _, err := l.load(ctx, itemKey(caseID, id))
+	item, again, err := l.record(ctx, itemKey(caseID, id), id, part)
 	if err != nil {
-		return grant, false, refuseUnknown(err, id)
+		return grant, false, err
+	}
+	if again {
+		if stored, err = l.repeat(ctx, item, part); stored || err != nil {
+			return grant, stored, err
+		}
+	}
+	grant, err = l.Bucket.Grant(ctx, item.Key, item.UploadID, part.Number, part.Size, part.SHA256)
+	return grant, false, err
+}
+
+// record writes a part down, unless its number was granted before. The item
+// cannot be closed meanwhile: a part that is granted too late would be in the
+// record, and not in the object.
+func (l *Ledger) record(ctx context.Context, key, id string, part evidence.Part) (item Item, again bool, err error) {
+	defer l.locks.Lock(key)()
+	if item, _, err = l.load(ctx, key); err != nil {
+		return item, false, refuseUnknown(err, id)
 	}
 	if item.Status != evidence.Open || item.Closing != nil {
-		return grant, false, fmt.Errorf("%w: item %s is closed", ErrRefused, id)
+		return item, false, fmt.Errorf("%w: item %s is closed", ErrRefused, id)
 	}
 	if err := check(item.Item, part); err != nil {
-		return grant, false, err
+		return item, false, err
+	}
+	if item.Kind == evidence.Memory {
+		part.Gaps = evidence.FoldGaps(part.Gaps, max(leastGaps, maxGaps/int(lime.Parts(item.RAM, item.PartRAMBytes))))
 	}
 	part.Granted = l.Now().UTC()
 	value, err := json.Marshal(part)
 	if err != nil {
-		return grant, false, err
+		return item, false, err
 	}
 	_, err = l.Store.Put(ctx, partKey(item, part.Number), value, 0)
 	if errors.Is(err, store.ErrConflict) {
-		if stored, err = l.repeat(ctx, item, part); stored || err != nil {
-			return grant, stored, err
-		}
-	} else if err != nil {
-		return grant, false, err
+		return item, true, nil
 	}
-	grant, err = l.Bucket.Grant(ctx, item.Key, item.UploadID, part.Number, part.Size, part.SHA256)
-	return grant, false, err
+	return item, false, err
 }
 
 // repeat allows a part that was granted before, if it is the same.
@@ -218,29 +257,39 @@ func check(item evidence.Item, part evidence.Part) error {
 	if part.Size == 0 || part.Size > evidence.MaxPartBytes {
 		return refuse("has %d bytes, want 1 to %d", part.Size, int64(evidence.MaxPartBytes))
 	}
-	if item.Kind != evidence.Memory {
-		if len(part.Ranges) > 0 || len(part.Gaps) > 0 {
-			return refuse("names physical memory, but the item is not memory")
-		}
-		return nil
+	if item.Kind == evidence.Memory {
+		return checkMemory(item, part, refuse)
 	}
-	var ram uint64
-	for _, r := range part.Ranges {
-		ram += r.Len()
+	if len(part.Ranges) > 0 || len(part.Gaps) > 0 || len(part.Frames) > 0 {
+		return refuse("names physical memory, but the item is not memory")
 	}
-	if len(part.Ranges) == 0 || ram > item.PartRAMBytes || len(lime.Subtract(part.Ranges, item.RAM)) > 0 {
-		return refuse("holds %d bytes of RAM in %d ranges, want up to %d inside the item's own", ram, len(part.Ranges), item.PartRAMBytes)
+	return nil
+}
+
+// checkMemory wants of a part of an image that it holds the memory that is
+// planned for its number. So the number of the seek table is nobody's.
+func checkMemory(item evidence.Item, part evidence.Part, refuse func(string, ...any) error) error {
+	parts := lime.Parts(item.RAM, item.PartRAMBytes)
+	planned := lime.Planned(item.RAM, item.PartRAMBytes, uint64(part.Number))
+	if planned == nil {
+		return refuse("is none of the %d that hold its memory", parts)
+	}
+	if !slices.Equal(part.Ranges, planned) {
+		return refuse("holds %d bytes of RAM in %d ranges, want %d in %d, from %v on", lime.Total(part.Ranges), len(part.Ranges), lime.Total(planned), len(planned), planned[0])
 	}
 	// Worst case: nothing compresses, and the part is padded to S3's minimum.
+	ram := lime.Total(planned)
 	if limit := ram + ram/16 + evidence.MinPartBytes + 1<<20; part.Size > limit {
 		return refuse("has %d bytes for %d bytes of RAM, want %d at most", part.Size, ram, limit)
 	}
-	var gaps []lime.Range
-	for _, g := range part.Gaps {
-		gaps = append(gaps, g.Range)
+	// S3 takes no part that is smaller, but the last. Where the seek table is
+	// to follow, that is the table; an agent that names no frames has none.
+	last := uint64(part.Number) == parts && len(part.Frames) == 0
+	if part.Size < evidence.MinPartBytes && !last {
+		return refuse("has %d bytes, want %d at least: fill it up", part.Size, evidence.MinPartBytes)
 	}
-	if len(lime.Subtract(gaps, part.Ranges)) > 0 {
-		return refuse("names gaps outside its own ranges")
+	if err := evidence.CheckGaps(part); err != nil {
+		return refuse("is not right: %v", err)
 	}
 	return nil
 }

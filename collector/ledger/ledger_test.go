@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -28,7 +29,8 @@ type pail struct {
 	stored    map[string][]locker.StoredPart // by upload
 	completed map[string][]evidence.Part     // by key
 	aborted   []string
-	fail      error // of the next call
+	tables    [][]byte // bodies of PutPart
+	fail      error    // of the next call
 }
 
 func (p *pail) failing() error {
@@ -54,8 +56,21 @@ func (p *pail) Complete(_ context.Context, key, _ string, parts []evidence.Part)
 	if err := p.failing(); err != nil {
 		return locker.Object{}, err
 	}
+	if before, ok := p.completed[key]; ok && evidence.Composite(before) != evidence.Composite(parts) {
+		return locker.Object{}, locker.ErrExists
+	}
 	p.completed[key] = slices.Clone(parts)
 	return locker.Object{Key: key, VersionID: "v1"}, nil
+}
+
+func (p *pail) PutPart(_ context.Context, _, uploadID string, number int32, body []byte) (locker.StoredPart, error) {
+	if err := p.failing(); err != nil {
+		return locker.StoredPart{}, err
+	}
+	part := locker.StoredPart{Number: number, Size: uint64(len(body)), Digest: sha256.Sum256(body), ETag: "etag"}
+	p.stored[uploadID] = append(slices.DeleteFunc(p.stored[uploadID], func(s locker.StoredPart) bool { return s.Number == number }), part)
+	p.tables = append(p.tables, body)
+	return part, nil
 }
 
 func (p *pail) Abort(_ context.Context, _, uploadID string) error {
@@ -159,6 +174,18 @@ func TestPartsThatAreRefused(t *testing.T) {
 		{"memory outside the item's", func(p *evidence.Part) { p.Ranges = []lime.Range{{Start: 1 << 40, End: 1<<40 + 4095}} }},
 		{"more memory than a part holds", func(p *evidence.Part) { p.Ranges = []lime.Range{{Start: 0, End: 16<<20 - 1}} }},
 		{"no memory at all", func(p *evidence.Part) { p.Ranges = nil }},
+		{"the memory of another part", func(p *evidence.Part) { p.Ranges = imagePart(2, "x").Ranges }},
+		{"less memory than is planned for it", func(p *evidence.Part) { p.Ranges[0].End -= 4096 }},
+		{"a number beyond the last", func(p *evidence.Part) { p.Number = 4 }},
+		{"the seek table's number", func(p *evidence.Part) { *p = evidence.Part{Number: 3, Size: 33, SHA256: p.SHA256} }},
+		{"fewer bytes than S3 takes", func(p *evidence.Part) { p.Size = evidence.MinPartBytes - 1 }},
+		{"fewer bytes than S3 takes before the seek table", func(p *evidence.Part) {
+			*p = framed(2, "x")
+			p.Size--
+		}},
+		{"a gap that was not stored", func(p *evidence.Part) {
+			p.Gaps = []evidence.Gap{{Range: lime.Range{Start: 0, End: 9}, Reason: evidence.NotStored}}
+		}},
 		{"a gap outside its memory", func(p *evidence.Part) { p.Gaps = []evidence.Gap{{Range: lime.Range{Start: 9 << 20, End: 10 << 20}}} }},
 	}
 	l, _ := newLedger()
@@ -182,6 +209,10 @@ func TestItemsThatAreRefused(t *testing.T) {
 		{"a name that climbs", evidence.Item{Kind: evidence.Live, Name: "../manifest", Format: evidence.Tar}},
 		{"a name that is empty", evidence.Item{Kind: evidence.Live, Format: evidence.Tar}},
 		{"memory without ranges", evidence.Item{Kind: evidence.Memory, Name: "memory", Format: evidence.LiME}},
+		{"memory that is no image", evidence.Item{Kind: evidence.Memory, Name: "memory", Format: evidence.Tar, RAM: image().RAM, PartRAMBytes: 1 << 20}},
+		{"memory in more parts than there can be", evidence.Item{Kind: evidence.Memory, Name: "memory", Format: evidence.LiME, RAM: image().RAM, PartRAMBytes: 1}},
+		{"all memory there could be", evidence.Item{Kind: evidence.Memory, Name: "memory", Format: evidence.LiME, RAM: []lime.Range{{End: math.MaxUint64}}, PartRAMBytes: 1 << 60}},
+		{"an image of nothing", evidence.Item{Kind: evidence.Live, Name: "x", Format: evidence.LiME}},
 		{"a table with ranges", evidence.Item{Kind: evidence.Live, Name: "x", Format: evidence.JSONL, RAM: image().RAM, PartRAMBytes: 1}},
 	}
 	l, _ := newLedger()

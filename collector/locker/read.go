@@ -1,9 +1,14 @@
 package locker
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net/http"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -41,6 +46,28 @@ func (l *Locker) Get(ctx context.Context, key string) (io.ReadCloser, error) {
 	out, err := l.s3.GetObject(ctx, &s3.GetObjectInput{Bucket: &l.cfg.Bucket, Key: &key})
 	if err != nil {
 		return nil, fmt.Errorf("cannot get object %s: %w", key, noObject(err))
+	}
+	return out.Body, nil
+}
+
+// GetRange opens length bytes of an object from offset on, and fewer where
+// the object ends before, down to none at or after its end. ErrNoObject: there
+// is no such object. The caller closes it. Source: Amazon S3 API Reference,
+// GetObject, "Range"; RFC 9110, section 14.
+func (l *Locker) GetRange(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	if offset < 0 || length < 1 || offset > math.MaxInt64-length {
+		return nil, fmt.Errorf("cannot get object %s: %d bytes from %d on are no range", key, length, offset)
+	}
+	out, err := l.s3.GetObject(ctx, &s3.GetObjectInput{Bucket: &l.cfg.Bucket, Key: &key,
+		Range: aws.String(fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))})
+	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot get object %s: %w", key, noObject(err))
+	}
+	if got := aws.ToString(out.ContentRange); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", offset)) {
+		return nil, errors.Join(fmt.Errorf("cannot get object %s: asked for bytes from %d on, S3 gave %.80q", key, offset, got), out.Body.Close())
 	}
 	return out.Body, nil
 }

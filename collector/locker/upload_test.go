@@ -2,10 +2,13 @@ package locker
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -202,6 +205,82 @@ func TestStoredFaults(t *testing.T) {
 		if err == nil || got != nil || errors.Is(err, ErrNoUpload) != (test.kind != nil) {
 			t.Errorf("%s: %d parts, %v", name, len(got), err)
 		}
+	}
+}
+
+// TestPutPart: the collector's own part is bound to its hash as an agent's is.
+func TestPutPart(t *testing.T) {
+	body := []byte("a seek table")
+	sum := evidence.Digest(sha256.Sum256(body))
+	for name, test := range map[string]struct {
+		status   int
+		sum, tag string
+		says     string // "" for stored
+		kind     error
+	}{
+		"stored":                    {200, sum.Base64(), "e7", "", nil},
+		"stored by a server of old": {200, "", "e7", "", nil},
+		"stored with another hash":  {200, digest.Base64(), "e7", "S3 answers with hash", nil},
+		"stored without an ETag":    {200, sum.Base64(), "", "ETag", nil},
+		"the upload is gone":        {404, "", "", "NoSuchUpload", ErrNoUpload},
+	} {
+		l := newLocker(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+			got, _ := io.ReadAll(r.Body)
+			if r.Method != "PUT" || r.URL.Query().Get("partNumber") != "7" || r.URL.Query().Get("uploadId") != "u1" ||
+				r.Header.Get("X-Amz-Checksum-Sha256") != sum.Base64() || string(got) != string(body) {
+				t.Errorf("%s: asked %s %s with %v", name, r.Method, r.URL, r.Header)
+			}
+			if test.status != 200 {
+				refuse(w, test.status, "NoSuchUpload")
+				return
+			}
+			w.Header().Set("X-Amz-Checksum-Sha256", test.sum)
+			w.Header().Set("ETag", test.tag)
+		}), Config{Bucket: "evidence"})
+		part, err := l.PutPart(t.Context(), key, "u1", 7, body)
+		if test.says == "" && (err != nil || part != StoredPart{7, uint64(len(body)), sum, "e7"}) {
+			t.Errorf("%s: %+v, %v", name, part, err)
+		}
+		if test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says) || test.kind != nil && !errors.Is(err, test.kind)) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	l := newLocker(t, "", Config{Bucket: "evidence"})
+	if _, err := l.PutPart(t.Context(), key, "u1", 10_001, body); err == nil {
+		t.Error("part 10,001 is put")
+	}
+}
+
+// TestGetRange: a stretch of an object, down to nothing at its end.
+func TestGetRange(t *testing.T) {
+	const object = "0123456789"
+	l := newLocker(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(object))
+	}), Config{Bucket: "evidence"})
+	for _, test := range []struct {
+		offset, length int64
+		want           string
+	}{{0, 3, "012"}, {4, 1, "4"}, {8, 100, "89"}, {10, 1, ""}, {1 << 40, 5, ""}} {
+		r, err := l.GetRange(t.Context(), key, test.offset, test.length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || string(got) != test.want || r.Close() != nil {
+			t.Errorf("%d bytes from %d on are %q, %v; want %q", test.length, test.offset, got, err, test.want)
+		}
+	}
+	for _, bad := range [][2]int64{{-1, 5}, {0, 0}, {0, -1}, {math.MaxInt64, 2}} {
+		if _, err := l.GetRange(t.Context(), key, bad[0], bad[1]); err == nil {
+			t.Errorf("%d bytes from %d on are a range", bad[1], bad[0])
+		}
+	}
+	deaf := newLocker(t, serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, object) }), Config{Bucket: "evidence"})
+	if _, err := deaf.GetRange(t.Context(), key, 4, 1); err == nil || !strings.Contains(err.Error(), "asked for bytes from 4 on") {
+		t.Errorf("a server that gives the whole object: %v", err)
+	}
+	gone := newLocker(t, serve(t, func(w http.ResponseWriter, _ *http.Request) { refuse(w, 404, "NoSuchKey") }), Config{Bucket: "evidence"})
+	if _, err := gone.GetRange(t.Context(), key, 0, 1); !errors.Is(err, ErrNoObject) {
+		t.Errorf("no object: %v", err)
 	}
 }
 

@@ -110,8 +110,9 @@ type Part struct {
 	Granted   time.Time     `json:"granted"` // by the collector's clock
 	// Frames are the part's stretches that can be decompressed by themselves,
 	// for the seek table of an image in zstd; their sizes add up to Size and
-	// RawSize. MaxFrames at most. The part that is the seek table itself has
-	// none, and holds no RAM.
+	// RawSize. MaxFrames at most. They stay in the collector's ledger: in a
+	// manifest they would be too many, and the seek table has them. The part
+	// that is the seek table itself has none, and holds no RAM.
 	Frames []seekable.Frame `json:"frames,omitempty"`
 }
 
@@ -143,6 +144,41 @@ type Gap struct {
 	Range  lime.Range `json:"range"`
 	Reason Reason     `json:"reason"`
 	Errno  string     `json:"errno,omitempty"`
+}
+
+// CheckGaps wants a part's gaps to lie in the memory that it holds; one that
+// is Mixed may reach over what lies between two of its ranges.
+func CheckGaps(p Part) error {
+	var gaps []lime.Range
+	for _, g := range p.Gaps {
+		switch {
+		case g.Reason == NotStored || g.Range.Len() == 0 || g.Range.End < g.Range.Start:
+			return fmt.Errorf("gap %v, %.40q is none of a stored part", g.Range, string(g.Reason))
+		case g.Reason == Mixed:
+			gaps = append(gaps, lime.Range{Start: g.Range.Start, End: g.Range.Start}, lime.Range{Start: g.Range.End, End: g.Range.End})
+		default:
+			gaps = append(gaps, g.Range)
+		}
+	}
+	if outside := lime.Subtract(gaps, p.Ranges); len(outside) > 0 {
+		return fmt.Errorf("gap %v lies outside the part's own memory", outside[0])
+	}
+	return nil
+}
+
+// FoldGaps gives the gaps ascending, and most of them at most: those beyond
+// become one, Mixed.
+func FoldGaps(gaps []Gap, most int) []Gap {
+	out := slices.Clone(gaps)
+	slices.SortStableFunc(out, func(a, b Gap) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
+	if len(out) <= most {
+		return out
+	}
+	rest := Gap{Range: out[most-1].Range, Reason: Mixed}
+	for _, g := range out[most:] {
+		rest.Range.End = max(rest.Range.End, g.Range.End)
+	}
+	return append(out[:most-1], rest)
 }
 
 // Digest is a SHA-256, in JSON as hex.
@@ -191,6 +227,26 @@ func (i Item) FileName() string {
 		name += ".zst"
 	}
 	return name
+}
+
+// TableNumber is the number of the part that is the image's seek table: the
+// one after the last that holds memory, whether that one is stored or not. It
+// is 0 where the item has no table: it is no memory, or not in zstd.
+func (i Item) TableNumber() int32 {
+	parts := lime.Parts(i.RAM, i.PartRAMBytes)
+	if i.Kind != Memory || i.Compression != Zstd || parts < 1 || parts >= MaxParts {
+		return 0
+	}
+	return int32(parts) + 1
+}
+
+// Split gives the parts that hold the item's data, and the one that is its
+// seek table; nil where there is none.
+func (i Item) Split() (data []Part, table *Part) {
+	if n := len(i.Parts); n > 0 && i.Parts[n-1].Number == i.TableNumber() {
+		return i.Parts[:n-1], &i.Parts[n-1]
+	}
+	return i.Parts, nil
 }
 
 // Missing returns the ranges of RAM that no stored part holds.

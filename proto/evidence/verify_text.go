@@ -37,14 +37,14 @@ func (r ItemReport) writeText(w io.Writer) {
 		fmt.Fprintf(w, "          nothing of it was read\n")
 	}
 	if r.Error != "" {
-		fmt.Fprintf(w, "          reason: %s\n", plain(r.Error))
+		fmt.Fprintf(w, "          reason: %s\n", Plain(r.Error))
 	}
 	for _, c := range r.Checks {
 		verdict := "ok"
 		if !c.OK {
 			verdict = "BAD"
 		}
-		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-7s %s: %s", verdict, word(c.Name), plain(c.Detail)), ": "))
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-7s %s: %s", verdict, word(c.Name), Plain(c.Detail)), ": "))
 	}
 	for i, m := range r.Missing {
 		if i == maxMissing {
@@ -58,17 +58,18 @@ func (r ItemReport) writeText(w io.Writer) {
 	}
 }
 
-// word is plain, and quoted also where it would not look like one word.
+// word is Plain, and quoted also where it would not look like one word.
 func word(s string) string {
 	if s == "" || strings.ContainsAny(s, " \"") {
 		return strconv.QuoteToASCII(s[:min(len(s), maxText)])
 	}
-	return plain(s)
+	return Plain(s)
 }
 
-// plain gives text as it stands where it is short and all printable ASCII,
-// else quoted and cut.
-func plain(s string) string {
+// Plain makes text that came from outside safe for a line of a terminal: it
+// is given as it stands where it is short and all printable ASCII, else
+// quoted and cut.
+func Plain(s string) string {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] > '~' {
 			return strconv.QuoteToASCII(s[:min(len(s), maxText)])

@@ -129,3 +129,81 @@ func Subtract(a, b []Range) []Range {
 	}
 	return out
 }
+
+// Total is how many bytes the ranges hold, which do not overlap.
+func Total(ranges []Range) uint64 {
+	var n uint64
+	for _, r := range ranges {
+		n += r.Len()
+	}
+	return n
+}
+
+// Parts is how many parts Plan makes, without making them.
+func Parts(ranges []Range, partBytes uint64) uint64 {
+	if partBytes == 0 {
+		return 0
+	}
+	total := Total(ranges)
+	parts := total / partBytes
+	if total%partBytes > 0 {
+		parts++
+	}
+	return parts
+}
+
+// Plan cuts the ranges, which ascend, into parts of partBytes each, the last
+// excepted. It depends on its arguments alone, so that whoever knows them
+// knows which memory part N holds. There are Parts(ranges, partBytes) parts,
+// which is the caller's to bound.
+func Plan(ranges []Range, partBytes uint64) [][]Range {
+	if partBytes == 0 {
+		return nil
+	}
+	var parts [][]Range
+	var part []Range
+	room := partBytes
+	for _, r := range ranges {
+		for {
+			if r.Len() <= room {
+				part = append(part, r)
+				room -= r.Len()
+				break
+			}
+			if room > 0 {
+				part = append(part, Range{Start: r.Start, End: r.Start + room - 1})
+				r.Start += room
+			}
+			parts = append(parts, part)
+			part, room = nil, partBytes
+		}
+	}
+	if len(part) > 0 {
+		parts = append(parts, part)
+	}
+	return parts
+}
+
+// Planned is part number of Plan, from 1, without the others; nil where there
+// is none.
+func Planned(ranges []Range, partBytes uint64, number uint64) []Range {
+	if number < 1 || number > Parts(ranges, partBytes) {
+		return nil
+	}
+	skip, room := (number-1)*partBytes, partBytes
+	var part []Range
+	for _, r := range ranges {
+		if skip >= r.Len() {
+			skip -= r.Len()
+			continue
+		}
+		r.Start += skip
+		skip = 0
+		if r.Len() >= room {
+			return append(part, Range{Start: r.Start, End: r.Start + room - 1})
+		}
+		part = append(part, r)
+		room -= r.Len()
+	}
+	return part
+}

@@ -135,6 +135,48 @@ func TestSubtractAsSets(t *testing.T) {
 	})
 }
 
+// TestPlan: the parts hold the ranges, in order, each but the last of one
+// size, whatever the ranges are; and each can be had by itself.
+func TestPlan(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.Uint64Range(1, 50).Draw(t, "size")
+		var ranges []Range
+		next := uint64(0)
+		for range rapid.IntRange(0, 6).Draw(t, "ranges") {
+			start := next + rapid.Uint64Range(0, 9).Draw(t, "hole")
+			end := start + rapid.Uint64Range(0, 200).Draw(t, "more")
+			ranges = append(ranges, Range{start, end})
+			next = end + 1
+		}
+		parts := Plan(ranges, size)
+		if Parts(ranges, size) != uint64(len(parts)) {
+			t.Fatalf("%d parts, Parts says %d", len(parts), Parts(ranges, size))
+		}
+		var all []Range
+		for i, p := range parts {
+			if n := Total(p); n > size || i < len(parts)-1 && n != size || n == 0 {
+				t.Fatalf("part %d of %d has %d bytes, want %d", i+1, len(parts), n, size)
+			}
+			if one := Planned(ranges, size, uint64(i+1)); !slices.Equal(one, p) {
+				t.Fatalf("part %d is %v, by itself %v", i+1, p, one)
+			}
+			all = append(all, p...)
+		}
+		ascend := slices.IsSortedFunc(all, func(a, b Range) int { return int(int64(a.Start) - int64(b.Start)) })
+		if !slices.Equal(Merge(all), Merge(ranges)) || !ascend {
+			t.Fatalf("parts %v of ranges %v", parts, ranges)
+		}
+		for _, none := range []uint64{0, uint64(len(parts)) + 1, 1 << 63} {
+			if one := Planned(ranges, size, none); one != nil {
+				t.Fatalf("there is a part %d: %v", none, one)
+			}
+		}
+	})
+	if Plan([]Range{{0, 9}}, 0) != nil || Parts([]Range{{0, 9}}, 0) != 0 || Planned([]Range{{0, 9}}, 0, 1) != nil {
+		t.Error("parts of no bytes are planned")
+	}
+}
+
 func FuzzParseHeader(f *testing.F) {
 	f.Add(AppendHeader(nil, Range{0, 4095}))
 	f.Add([]byte(strings.Repeat("\xff", HeaderSize)))

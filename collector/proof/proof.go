@@ -1,4 +1,8 @@
-package desk
+// Package proof shows that the evidence of a case is whole and unchanged.
+//
+// It needs the objects, in the bucket or in a copy of it, and the public key,
+// and nothing of the service: anyone can repeat it.
+package proof
 
 import (
 	"context"
@@ -6,8 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -66,6 +68,37 @@ func Prove(ctx context.Context, objects Objects, key ed25519.PublicKey, caseID s
 		return nil, fmt.Errorf("%w: no manifest.sig under cases/%s: the case is not sealed, or this is not the evidence bucket's top", ErrNotProven, caseID)
 	}
 	return proofs, nil
+}
+
+// Load gives the manifest of one case. With a key it is the one that the
+// key's holder signed; without one it is only what lies there, and proves
+// nothing.
+func Load(ctx context.Context, objects Objects, key ed25519.PublicKey, caseID string) (evidence.Manifest, error) {
+	keys, err := objects.Keys(ctx, "cases/"+caseID+"/")
+	if err != nil {
+		return evidence.Manifest{}, err
+	}
+	var found []string
+	for _, k := range keys {
+		if path.Base(k) == "manifest.sig" {
+			found = append(found, k)
+		}
+	}
+	if len(found) != 1 {
+		return evidence.Manifest{}, fmt.Errorf("%w: %d manifests under cases/%s, want one: the case is not sealed, or this is not the evidence bucket's top", ErrNotProven, len(found), caseID)
+	}
+	envelope, err := read(ctx, objects, found[0], custody.MaxEnvelope)
+	if err != nil {
+		return evidence.Manifest{}, err
+	}
+	if key == nil {
+		return custody.Read(envelope)
+	}
+	manifest, _, err := custody.Open(envelope, key)
+	if err != nil {
+		return evidence.Manifest{}, fmt.Errorf("%w: %w", ErrNotProven, err)
+	}
+	return manifest, nil
 }
 
 func prove(ctx context.Context, objects Objects, key ed25519.PublicKey, dir string, keys []string) (Proof, error) {
@@ -155,66 +188,25 @@ func read(ctx context.Context, objects Objects, key string, limit int64) ([]byte
 func (p Proof) WriteText(w io.Writer) error {
 	m := p.Manifest
 	if m.Case != "" {
-		fmt.Fprintf(w, "case %s, instance %s, made %s\n", Plain(m.Case), Plain(m.Instance.ID), m.Made.Format("2006-01-02 15:04:05 MST"))
+		fmt.Fprintf(w, "case %s, instance %s, made %s\n", evidence.Plain(m.Case), evidence.Plain(m.Instance.ID), m.Made.Format("2006-01-02 15:04:05 MST"))
 		fmt.Fprintf(w, "signature holds, journal of %d entries is unbroken\n", p.Journal)
 	}
 	if err := p.Report.WriteText(w); err != nil {
 		return err
 	}
 	for _, gap := range m.Missing {
-		fmt.Fprintf(w, "missing   %s: %s\n", gap.Kind, Plain(gap.Reason))
+		fmt.Fprintf(w, "missing   %s: %s\n", gap.Kind, evidence.Plain(gap.Reason))
 	}
 	for _, k := range p.Unlisted {
-		fmt.Fprintf(w, "unlisted  %s\n", Plain(k))
+		fmt.Fprintf(w, "unlisted  %s\n", evidence.Plain(k))
 	}
 	for _, problem := range p.Problems {
-		fmt.Fprintf(w, "PROBLEM   %s\n", Plain(problem))
+		fmt.Fprintf(w, "PROBLEM   %s\n", evidence.Plain(problem))
 	}
 	verdict := "PROVEN"
 	if !p.OK() {
 		verdict = "NOT PROVEN"
 	}
-	_, err := fmt.Fprintf(w, "%s: case %s\n", verdict, Plain(p.Case))
+	_, err := fmt.Fprintf(w, "%s: case %s\n", verdict, evidence.Plain(p.Case))
 	return err
-}
-
-// Folder is a copy of the bucket on disk, each object a file named by its
-// key. No key can lead out of it.
-type Folder struct{ root *os.Root }
-
-// OpenFolder opens a copy.
-func OpenFolder(dir string) (*Folder, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, fmt.Errorf("cannot open folder of evidence: %w", err)
-	}
-	return &Folder{root}, nil
-}
-
-// Close closes the folder.
-func (f *Folder) Close() error { return f.root.Close() }
-
-// Open implements evidence.Objects.
-func (f *Folder) Open(_ context.Context, key string) (io.ReadCloser, error) {
-	file, err := f.root.Open(key)
-	if err != nil {
-		return nil, fmt.Errorf("cannot open object: %w", err)
-	}
-	return file, nil
-}
-
-// Keys implements Objects.
-func (f *Folder) Keys(ctx context.Context, prefix string) ([]string, error) {
-	var keys []string
-	err := fs.WalkDir(f.root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if entry.Type().IsRegular() && strings.HasPrefix(name, prefix) {
-			keys = append(keys, name)
-		}
-		return ctx.Err()
-	})
-	slices.Sort(keys)
-	return keys, err
 }
