@@ -109,7 +109,7 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	client := upload.NewClient(acquire.MaxWorkers, authorities)
+	client := upload.NewClient(acquire.MaxUploads, authorities)
 	err = s.Run(ctx, func(ctx context.Context, o session.Order, report func(session.Progress)) session.Result {
 		place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log}}
 		return result(taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: o.MemorySource, Compression: o.Compression}, place,

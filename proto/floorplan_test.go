@@ -25,13 +25,16 @@ var plan = map[string][]string{
 	"proto/identity/identitytest": {"proto/identity"}, // for tests
 	"proto/wire/v1":               {"proto/evidence", "proto/lime", "proto/seekable"},
 
-	"agent/acquire":   {"agent/artifact", "agent/memory", "agent/pack", "agent/upload", "proto/evidence", "proto/lime"},
+	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/throttle", "agent/upload",
+		"proto/evidence", "proto/lime", "proto/seekable"},
+	"agent/arena":     {},
 	"agent/artifact":  {},
 	"agent/memory":    {"proto/evidence", "proto/lime"},
-	"agent/pack":      {"proto/evidence", "proto/lime"},
+	"agent/pack":      {"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/preflight": {"agent/memory"},
-	"agent/session":   {"agent/pack", "agent/upload", "proto/evidence", "proto/wire/v1"},
-	"agent/upload":    {"agent/pack"},
+	"agent/session":   {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
+	"agent/throttle":  {},
+	"agent/upload":    {"agent/pack", "agent/throttle"},
 
 	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
 

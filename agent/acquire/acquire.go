@@ -20,6 +20,7 @@ import (
 	"github.com/quicklime-ir/quicklime/agent/artifact"
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/agent/throttle"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
@@ -49,11 +50,17 @@ type Slot interface {
 	Close(ctx context.Context, parts int32, why error) error
 }
 
+// inOrder is a Slot that stores its parts in ascending order alone: its Put
+// waits until those before are stored.
+type inOrder interface{ inOrder() }
+
 // Acquirer takes evidence from this host.
 type Acquirer struct {
 	Memory memory.Options
 	Host   *artifact.Host
 	Log    *slog.Logger
+	// OpenMemory opens the memory source; nil is memory.Open.
+	OpenMemory func(context.Context, memory.Options) (memory.Source, []memory.Refusal, error)
 }
 
 // Order says what to take.
@@ -61,6 +68,15 @@ type Order struct {
 	Kind         evidence.Kind
 	MemorySource string // auto, kcore or lime
 	Compression  evidence.Compression
+	Throttle     *throttle.Throttle // nil: no limits
+}
+
+// stored is the compression that the order's items are stored with.
+func (o Order) stored() evidence.Compression {
+	if o.Compression == evidence.Auto {
+		return evidence.Zstd
+	}
+	return o.Compression
 }
 
 // Progress says how far an order has come. Its fields only grow, Doing

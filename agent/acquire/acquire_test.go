@@ -17,7 +17,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
-	"pgregory.net/rapid"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact"
 	"github.com/quicklime-ir/quicklime/agent/memory"
@@ -316,56 +315,6 @@ func TestABrokenPipeEndsTheStream(t *testing.T) {
 	a, _ := host(t)
 	if r := a.Run(t.Context(), memoryOrder(evidence.None), &Stream{Out: brokenPipe{}}, silent); !errors.Is(r.Err, io.ErrClosedPipe) {
 		t.Errorf("result %+v", r)
-	}
-}
-
-// TestPlan: the parts hold the ranges, in order, each but the last of one
-// size, whatever the ranges are.
-func TestPlan(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		size := rapid.Uint64Range(1, 50).Draw(t, "size")
-		var ranges []lime.Range
-		next := uint64(0)
-		for range rapid.IntRange(0, 6).Draw(t, "ranges") {
-			start := next + rapid.Uint64Range(0, 9).Draw(t, "hole")
-			end := start + rapid.Uint64Range(0, 200).Draw(t, "more")
-			ranges = append(ranges, lime.Range{Start: start, End: end})
-			next = end + 2
-		}
-		parts := plan(ranges, size)
-		var all []lime.Range
-		for i, p := range parts {
-			if n := total(p); n > size || i < len(parts)-1 && n != size || n == 0 {
-				t.Fatalf("part %d of %d has %d bytes, want %d", i+1, len(parts), n, size)
-			}
-			all = append(all, p...)
-		}
-		if !slices.Equal(lime.Merge(all), lime.Merge(ranges)) || !slices.IsSortedFunc(all, func(a, b lime.Range) int { return int(int64(a.Start) - int64(b.Start)) }) {
-			t.Fatalf("parts %v of ranges %v", parts, ranges)
-		}
-	})
-}
-
-// TestBudget: never over 5 % of RAM or 256 MiB, and at most 10,000 parts.
-func TestBudget(t *testing.T) {
-	for _, tt := range []struct {
-		ram     uint64
-		part    uint64
-		workers int
-	}{
-		{256 << 20, 8 << 20, 1}, {512 << 20, 16 << 20, 1}, {1 << 30, 16 << 20, 2}, {4 << 30, 16 << 20, 8},
-		{64 << 30, 16 << 20, 8}, {200 << 30, 32 << 20, 7}, {24 << 40, 4 << 30, 1},
-	} {
-		part, workers := budget(tt.ram, 16)
-		if part != tt.part || workers != tt.workers {
-			t.Errorf("%d MiB of RAM: parts of %d MiB and %d workers, want %d and %d", tt.ram>>20, part>>20, workers, tt.part>>20, tt.workers)
-		}
-		if parts := tt.ram/part + 1; parts > evidence.MaxParts {
-			t.Errorf("%d MiB of RAM: %d parts", tt.ram>>20, parts)
-		}
-	}
-	if _, workers := budget(64<<30, 2); workers != 4 {
-		t.Errorf("%d workers on 2 processors", workers)
 	}
 }
 

@@ -65,14 +65,14 @@ func (a *Acquirer) finish(ctx context.Context, order Order, place Place, m *mete
 // item streams one item to its place.
 func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter, name string, format evidence.Format, write func(io.Writer) error) error {
 	m.begin(name)
-	slot, err := place.Open(ctx, evidence.Item{Kind: order.Kind, Name: name, Format: format, Compression: order.Compression, Source: "proc"})
+	slot, err := place.Open(ctx, evidence.Item{Kind: order.Kind, Name: name, Format: format, Compression: order.stored(), Source: "proc"})
 	if err != nil {
 		return because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
 	}
 	if slot.Closed() {
 		return nil
 	}
-	out, err := pack.NewWriter(ctx, counted{slot, m}, pack.Options{Compression: order.Compression})
+	out, err := pack.NewWriter(ctx, counted{slot, m}, pack.Options{Compression: order.stored()})
 	if err != nil {
 		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
 	}

@@ -2,6 +2,7 @@ package acquire
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,9 +11,11 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/seekable"
 )
 
 // Folder is a place on a disk, for a responder without a collector. Each
@@ -96,6 +99,8 @@ type orderedSlot struct {
 	moved sync.Cond     // next or err has changed; L is mu
 }
 
+func (s *orderedSlot) inOrder() {}
+
 func (s *orderedSlot) Closed() bool { return false }
 
 func (s *orderedSlot) Has(int32) bool { return false }
@@ -125,21 +130,48 @@ func (s *orderedSlot) Put(ctx context.Context, p pack.Part) error {
 	s.next++
 	s.item.Size += uint64(len(p.Bytes))
 	s.item.Parts = append(s.item.Parts, evidence.Part{Number: p.Number, Size: uint64(len(p.Bytes)), SHA256: p.SHA256, RawSize: p.RawSize,
-		Ranges: p.Ranges, Gaps: p.Gaps, Started: p.Started, Ended: p.Ended, Monotonic: p.Monotonic})
+		Frames: p.Frames, Ranges: p.Ranges, Gaps: p.Gaps, Started: p.Started, Ended: p.Ended, Monotonic: p.Monotonic})
 	return nil
 }
 
 func (s *orderedSlot) Close(_ context.Context, parts int32, why error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.item.Status, s.item.SHA256 = evidence.Whole, evidence.Composite(s.item.Parts)
+	s.item.Status = evidence.Whole
 	if why == nil && int(parts) != len(s.item.Parts) {
 		why = fmt.Errorf("%d of %d parts are stored", len(s.item.Parts), parts)
 	}
 	if why != nil {
 		s.item.Status, s.item.Error = evidence.Partial, why.Error()
 	}
+	if s.err == nil && s.item.Kind == evidence.Memory && s.item.Compression == evidence.Zstd {
+		s.err = s.index(parts + 1)
+	}
+	s.item.SHA256 = evidence.Composite(s.item.Parts)
 	item := s.item
 	item.Parts = slices.Clone(item.Parts)
 	return s.done(item, s.err)
+}
+
+// index ends an image with its seek table, as a part of its own.
+func (s *orderedSlot) index(number int32) error {
+	var frames []seekable.Frame
+	for i := range s.item.Parts {
+		frames = append(frames, s.item.Parts[i].Frames...)
+		s.item.Parts[i].Frames = nil // the table has them
+	}
+	if len(frames) == 0 {
+		return nil
+	}
+	table, err := seekable.AppendTable(nil, frames)
+	if err != nil {
+		return err
+	}
+	if _, err := s.out.Write(table); err != nil {
+		return err
+	}
+	now := time.Now()
+	s.item.Size += uint64(len(table))
+	s.item.Parts = append(s.item.Parts, evidence.Part{Number: number, Size: uint64(len(table)), SHA256: sha256.Sum256(table), Started: now, Ended: now})
+	return nil
 }

@@ -166,7 +166,7 @@ func TestTheZstdToolReadsTheParts(t *testing.T) {
 	var raw []byte
 	for n := range int32(3) { // each much under S3's minimum, so padded
 		chunk := memoryMix(int(n+1) << 20)
-		b.Reset(n + 1)
+		b.Reset(n+1, b.buffer)
 		mustWrite(t, b, chunk)
 		raw = append(raw, chunk...)
 		p, err := b.Finish(n == 2)
@@ -190,10 +190,11 @@ func TestTheZstdToolReadsTheParts(t *testing.T) {
 
 func mustBuilder(t testing.TB, c evidence.Compression, partBytes int) *Builder {
 	t.Helper()
-	b, err := NewBuilder(Options{Compression: c, PartBytes: partBytes})
+	b, err := NewBuilder(c)
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.buffer = make([]byte, 0, Capacity(partBytes, 4096))
 	return b
 }
 
@@ -207,7 +208,7 @@ func mustWrite(t testing.TB, b *Builder, p []byte) {
 func TestShortPartsAreFilledUp(t *testing.T) {
 	for lack := range 20 {
 		b := mustBuilder(t, evidence.Zstd, 6<<20)
-		b.Reset(1)
+		b.Reset(1, b.buffer)
 		fill(t, b, evidence.MinPartBytes-lack)
 		p, err := b.Finish(false)
 		want := evidence.MinPartBytes
@@ -222,12 +223,12 @@ func TestShortPartsAreFilledUp(t *testing.T) {
 		}
 	}
 	b := mustBuilder(t, evidence.Zstd, 6<<20)
-	b.Reset(1)
+	b.Reset(1, b.buffer)
 	mustWrite(t, b, []byte("little"))
 	if p, err := b.Finish(false); err != nil || len(p.Bytes) != evidence.MinPartBytes || p.RawSize != 6 {
 		t.Errorf("a small part ends with %d bytes, %v", len(p.Bytes), err)
 	}
-	b.Reset(2)
+	b.Reset(2, b.buffer)
 	mustWrite(t, b, []byte("little"))
 	if p, err := b.Finish(true); err != nil || len(p.Bytes) > 100 || p.Number != 2 {
 		t.Errorf("the last part ends with %d bytes, %v", len(p.Bytes), err)
@@ -254,7 +255,7 @@ func fill(t testing.TB, b *Builder, want int) {
 
 func TestAShortPartWithoutCompressionIsRefused(t *testing.T) {
 	b := mustBuilder(t, evidence.None, 6<<20)
-	b.Reset(3)
+	b.Reset(3, b.buffer)
 	mustWrite(t, b, []byte("little"))
 	if _, err := b.Finish(false); err == nil || !strings.Contains(err.Error(), "part 3") {
 		t.Errorf("Finish = %v", err)
@@ -272,7 +273,7 @@ func TestTheWorstFits(t *testing.T) {
 			for _, ranges := range []int{1, 7, 4096} {
 				t.Run(fmt.Sprintf("%s/%dMiB/%d", c, partBytes>>20, ranges), func(t *testing.T) {
 					b := mustBuilder(t, c, partBytes)
-					b.Reset(1)
+					b.Reset(1, b.buffer)
 					buffer, raw, noise := cap(b.buffer), uint64(0), random(partBytes)
 					for i := range ranges {
 						from, to := i*partBytes/ranges, (i+1)*partBytes/ranges
@@ -298,7 +299,7 @@ func TestTheWorstFits(t *testing.T) {
 
 func TestTooMuchIsAnErrorAndNotMoreMemory(t *testing.T) {
 	b := mustBuilder(t, evidence.None, 6<<20)
-	b.Reset(4)
+	b.Reset(4, b.buffer)
 	was := cap(b.buffer)
 	err := b.Write(make([]byte, 20<<20))
 	if !errors.Is(err, errFull) || !strings.Contains(err.Error(), "part 4") || cap(b.buffer) != was {
@@ -307,39 +308,108 @@ func TestTooMuchIsAnErrorAndNotMoreMemory(t *testing.T) {
 }
 
 func TestOptionsThatMakeNoSense(t *testing.T) {
-	for _, o := range []Options{{Compression: "lz4"}, {}, {Compression: evidence.Zstd, PartBytes: -1}, {Compression: evidence.None, PartBytes: 6 << 30}} {
-		if _, err := NewBuilder(o); err == nil {
-			t.Errorf("NewBuilder takes %+v", o)
+	for _, o := range []Options{{Compression: "lz4"}, {}, {Compression: evidence.Auto}, {Compression: evidence.Zstd, PartBytes: -1},
+		{Compression: evidence.None, PartBytes: 6 << 30}, {Compression: evidence.Zstd, PartBytes: evidence.MinPartBytes - 1}} {
+		if _, err := NewWriter(t.Context(), &memorySink{}, o); err == nil {
+			t.Errorf("NewWriter takes %+v", o)
 		}
-	}
-	if _, err := NewWriter(t.Context(), &memorySink{}, Options{Compression: evidence.Zstd, PartBytes: evidence.MinPartBytes - 1}); err == nil {
-		t.Error("NewWriter takes parts that S3 refuses")
 	}
 }
 
 // Zeros shrink more than four-thousandfold, and cost no allocation.
 func TestZerosAreCheap(t *testing.T) {
 	b := mustBuilder(t, evidence.Zstd, 64<<20)
-	b.Reset(1)
+	b.Reset(1, b.buffer)
 	mustWrite(t, b, make([]byte, 64<<20))
 	if b.Len() > 64*256 {
 		t.Errorf("64 MiB of zeros are %d bytes", b.Len())
 	}
 	zeros := make([]byte, FrameBytes)
 	if allocs := testing.AllocsPerRun(10, func() {
-		b.Reset(1)
+		b.Reset(1, b.buffer)
 		_ = b.Write(zeros)
 	}); allocs > 0 {
 		t.Errorf("%v allocations for a frame of zeros", allocs)
 	}
 	almost := make([]byte, FrameBytes)
 	almost[FrameBytes-1] = 1
-	b.Reset(2)
+	b.Reset(2, b.buffer)
 	mustWrite(t, b, almost)
 	p, err := b.Finish(true)
 	if err != nil || !bytes.Equal(unpack(t, evidence.Zstd, p.Bytes), almost) {
 		t.Errorf("a page of zeros with a one at its end is lost, %v", err)
 	}
+}
+
+// Frames that are stored as they are, are zstd all the same; zeros among them
+// cost four bytes for each 128 KiB.
+func TestWhatIsStoredIsZstdToo(t *testing.T) {
+	for name, raw := range map[string][]byte{
+		"one byte": {7}, "noise": random(3<<20 + 17), "memory": memoryMix(9 << 20), "a block and a byte": random(blockBytes + 1),
+		"zeros": make([]byte, 2<<20+5), "zeros, then a one": append(make([]byte, blockBytes), 1), "noise, then zeros": append(random(100), make([]byte, FrameBytes)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := mustBuilder(t, evidence.Zstd, 16<<20)
+			b.Reset(1, b.buffer)
+			if err := b.Store(raw); err != nil {
+				t.Fatal(err)
+			}
+			p, err := b.Finish(true)
+			if err != nil || !bytes.Equal(unpack(t, evidence.Zstd, p.Bytes), raw) {
+				t.Errorf("other bytes come back, %v", err)
+			}
+			if len(p.Bytes) > len(raw)+worstGrowth(len(raw))+frameOverhead*(len(raw)/FrameBytes+1) {
+				t.Errorf("%d bytes are stored in %d", len(raw), len(p.Bytes))
+			}
+			if name == "zeros" && len(p.Bytes) > 200 {
+				t.Errorf("zeros are stored in %d bytes", len(p.Bytes))
+			}
+			if tool, err := exec.LookPath("zstd"); err == nil {
+				cmd := exec.CommandContext(t.Context(), tool, "-dc")
+				cmd.Stdin = bytes.NewReader(p.Bytes)
+				if got, err := cmd.Output(); err != nil || !bytes.Equal(got, raw) {
+					t.Errorf("zstd -dc gives %d bytes, %v; want %d", len(got), err, len(raw))
+				}
+			}
+		})
+	}
+}
+
+// Any mix of compressed and stored frames, large and small: each frame that
+// the part names can be decompressed by itself, and together they are the
+// part.
+func TestFramesStandAlone(t *testing.T) {
+	noise, mix := random(4<<20), memoryMix(4<<20)
+	rapid.Check(t, func(r *rapid.T) {
+		b := mustBuilder(t, evidence.Zstd, 24<<20)
+		b.Reset(1, b.buffer)
+		var raw []byte
+		for range rapid.IntRange(1, 150).Draw(r, "writes") {
+			src := rapid.SampledFrom([][]byte{noise, mix, make([]byte, 4<<20)}).Draw(r, "source")
+			p := src[:rapid.IntRange(1, 1<<rapid.IntRange(0, 17).Draw(r, "scale")).Draw(r, "bytes")]
+			how := rapid.SampledFrom([]func([]byte) error{b.Write, b.Store}).Draw(r, "how")
+			if err := how(p); err != nil {
+				r.Fatal(err)
+			}
+			raw = append(raw, p...)
+		}
+		part, err := b.Finish(false)
+		if err != nil || len(part.Frames) == 0 || len(part.Frames) > evidence.MaxFrames {
+			r.Fatalf("%d frames, %v", len(part.Frames), err)
+		}
+		var got []byte
+		at := uint32(0)
+		for _, f := range part.Frames {
+			one := unpack(t, evidence.Zstd, part.Bytes[at:at+f.Stored])
+			if len(one) != int(f.Raw) {
+				r.Fatalf("a frame has %d bytes, it says %d", len(one), f.Raw)
+			}
+			got, at = append(got, one...), at+f.Stored
+		}
+		if int(at) != len(part.Bytes) || !bytes.Equal(got, raw) {
+			r.Fatalf("the frames have %d bytes of %d, and other ones", at, len(part.Bytes))
+		}
+	})
 }
 
 func TestAStreamOfNothing(t *testing.T) {
@@ -458,9 +528,9 @@ func TestAnyWritesGiveTheSameBytes(t *testing.T) {
 }
 
 // BenchmarkPack tells what packing costs over the hash alone, which is the
-// least that evidence costs.
+// least that evidence costs, for one processor. Auto is its best case: an
+// uplink that is never full, so that nothing is compressed.
 func BenchmarkPack(b *testing.B) {
-	const chunk = 1 << 20
 	raw := memoryMix(32 << 20)
 	b.Run("sha256", func(b *testing.B) {
 		b.SetBytes(int64(len(raw)))
@@ -468,16 +538,22 @@ func BenchmarkPack(b *testing.B) {
 			sha256.Sum256(raw)
 		}
 	})
-	for _, c := range []evidence.Compression{evidence.None, evidence.Zstd} {
-		b.Run(string(c), func(b *testing.B) {
-			builder := mustBuilder(b, c, len(raw))
+	for _, how := range []struct {
+		name        string
+		compression evidence.Compression
+		add         func(*Builder, []byte) error
+	}{{"none", evidence.None, (*Builder).Write}, {"auto", evidence.Zstd, (*Builder).Store}, {"zstd", evidence.Zstd, (*Builder).Write}} {
+		b.Run(how.name, func(b *testing.B) {
+			builder := mustBuilder(b, how.compression, len(raw))
 			b.SetBytes(int64(len(raw)))
 			b.ReportAllocs()
 			var p Part
 			for b.Loop() {
-				builder.Reset(1)
-				for i := 0; i < len(raw); i += chunk {
-					mustWrite(b, builder, raw[i:i+chunk])
+				builder.Reset(1, builder.buffer)
+				for i := 0; i < len(raw); i += FrameBytes {
+					if err := how.add(builder, raw[i:i+FrameBytes]); err != nil {
+						b.Fatal(err)
+					}
 				}
 				var err error
 				if p, err = builder.Finish(true); err != nil {

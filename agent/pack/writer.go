@@ -23,6 +23,7 @@ type Writer struct {
 	ctx      context.Context // of the whole stream, as an io.Writer has none
 	sink     Sink
 	builder  *Builder
+	buffer   []byte // of the part at hand
 	frame    []byte // input that does not fill a frame yet
 	partSize int
 	parts    int32
@@ -40,12 +41,16 @@ func NewWriter(ctx context.Context, sink Sink, o Options) (*Writer, error) {
 	if o.PartBytes < evidence.MinPartBytes {
 		return nil, fmt.Errorf("cannot cut parts of %d bytes: S3 wants %d at least", o.PartBytes, evidence.MinPartBytes)
 	}
-	builder, err := NewBuilder(Options{Compression: o.Compression, PartBytes: o.PartBytes + FrameBytes})
+	if o.PartBytes > evidence.MaxPartBytes/2 {
+		return nil, fmt.Errorf("cannot cut parts of %d bytes: want %d at most", o.PartBytes, int64(evidence.MaxPartBytes/2))
+	}
+	builder, err := NewBuilder(o.Compression)
 	if err != nil {
 		return nil, err
 	}
-	builder.Reset(1)
-	return &Writer{ctx: ctx, sink: sink, builder: builder, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now(), booted: SinceBoot()}, nil
+	buffer := make([]byte, 0, Capacity(o.PartBytes+FrameBytes, 0))
+	builder.Reset(1, buffer)
+	return &Writer{ctx: ctx, sink: sink, builder: builder, buffer: buffer, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now(), booted: SinceBoot()}, nil
 }
 
 // Write implements io.Writer.
@@ -86,12 +91,13 @@ func (w *Writer) send(last bool) {
 		w.err = err
 		return
 	}
+	part.Frames = nil // only an image has a seek table
 	part.Started, part.Ended, part.Monotonic = w.started, time.Now(), w.booted
 	if w.err = w.sink.Put(w.ctx, part); w.err != nil {
 		return
 	}
 	w.parts++
-	w.builder.Reset(w.parts + 1)
+	w.builder.Reset(w.parts+1, w.buffer)
 	w.started, w.booted = time.Now(), SinceBoot()
 }
 

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -99,8 +101,14 @@ func TestTheAgentDiesInTheMiddleOfTheDump(t *testing.T) {
 		t.Errorf("step %+v, item %+v", s, item)
 	}
 	contained(t, w, world.Victim)
-	if out := verify(t, w); !strings.Contains(out, "partial") || !strings.Contains(out, "PROVEN: case "+c.ID) {
-		t.Errorf("verify says:\n%s", out)
+	if len(c.Missing) == 0 || !slices.ContainsFunc(c.Missing, func(m evidence.Missing) bool { return m.Kind == evidence.Memory && m.Reason != "" }) {
+		t.Errorf("missing %+v; want memory and why", c.Missing)
+	}
+	out := verify(t, w)
+	for _, says := range []string{item.Key + "  memory partial, ", "missing memory ", "missing   memory: ", "\nPROVEN: case " + c.ID} {
+		if !strings.Contains(out, says) {
+			t.Errorf("verify does not say %q:\n%s", says, out)
+		}
 	}
 }
 
@@ -135,10 +143,28 @@ func TestAnAgentThatComesBackGoesOn(t *testing.T) {
 	if item := memoryItem(t, c); item.Status != evidence.Whole {
 		t.Errorf("item %s: %s", item.Status, item.Error)
 	}
-	if parts := w.S3.PartsOf("/memory/"); stored < 3 || parts > 6+1 {
-		t.Errorf("%d parts were stored, %d of them by the first agent; the image has 6", parts, stored)
+	if parts := w.S3.PartsOf("/memory/"); stored < 3 || stored >= imageParts || parts < imageParts || parts > imageParts+1 {
+		t.Errorf("%d parts were stored, %d of them by the first agent; the image has %d", parts, stored, imageParts)
 	}
+	allDone(t, c)
+	contained(t, w, world.Victim)
 	verify(t, w)
+}
+
+// firstTries strikes the first so many tries of each part.
+func firstTries(n int) func(*http.Request) bool {
+	var mu sync.Mutex
+	tries := map[string]int{}
+	return func(r *http.Request) bool {
+		if !bucket.PartUpload(r) {
+			return false
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		part := r.URL.Path + " " + r.URL.Query().Get("partNumber")
+		tries[part]++
+		return tries[part] <= n
+	}
 }
 
 // TestTheWayToS3: what happens to parts on their way is mended, and none but
@@ -147,31 +173,32 @@ func TestTheWayToS3(t *testing.T) {
 	tests := []struct {
 		name  string
 		fault bucket.Fault
+		again int // parts that S3 has stored twice, at most
 	}{
-		{"S3 is overloaded for a while", bucket.Fault{Kind: bucket.SlowDown, Times: 7}},
-		{"a byte is changed on the way", bucket.Fault{Kind: bucket.FlipByte, Times: 2}},
-		{"connections are cut", bucket.Fault{Kind: bucket.Reset, Times: 4}},
-		{"answers are lost", bucket.Fault{Kind: bucket.LostReply, Times: 4}},
+		{"S3 is overloaded for a while", bucket.Fault{Kind: bucket.SlowDown, Match: firstTries(3), Times: 20}, 0},
+		{"a byte is changed on the way", bucket.Fault{Kind: bucket.FlipByte, Match: bucket.PartUploadOf("/memory/"), Times: 1}, 0},
+		{"connections are cut", bucket.Fault{Kind: bucket.Reset, Match: bucket.PartUpload, Times: 4}, 0},
+		{"answers are lost", bucket.Fault{Kind: bucket.LostReply, Match: firstTries(1), Times: 4}, 4},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			w := start(t, func(c *world.Config) { c.Collector = []string{"--agent-wait", "30s", "--stall", "60s"} })
 			attach(t, w, world.Victim)
-			tt.fault.Match = bucket.PartUpload
 			w.S3.Inject(tt.fault)
 			if err := w.Find(world.Compromised(world.Victim)); err != nil {
 				t.Fatal(err)
 			}
 			c := await(t, w, "its end", ended)
-			for step, outcome := range outcomes(c) {
-				if outcome != casefile.Done {
-					s, _ := c.StepNamed(step)
-					t.Errorf("step %s: %s, %s", step, outcome, s.Detail)
-				}
-			}
+			allDone(t, c)
 			if w.S3.Struck() != tt.fault.Times {
 				t.Errorf("the fault struck %d times, want %d", w.S3.Struck(), tt.fault.Times)
+			}
+			if item := memoryItem(t, c); item.Status != evidence.Whole {
+				t.Errorf("item %s: %s", item.Status, item.Error)
+			}
+			if n := w.S3.PartsOf("/memory/"); n < imageParts || n > imageParts+tt.again {
+				t.Errorf("S3 has stored %d parts of memory; want %d, and %d more at most", n, imageParts, tt.again)
 			}
 			verify(t, w)
 		})
@@ -187,7 +214,7 @@ func TestDiscordIsBusy(t *testing.T) {
 	if err := w.Find(world.Compromised(world.Victim)); err != nil {
 		t.Fatal(err)
 	}
-	await(t, w, "its end", ended)
+	allDone(t, await(t, w, "its end", ended))
 	if n := len(w.Discord.Messages()); n != 2 {
 		t.Errorf("%d messages came, want 2", n)
 	}

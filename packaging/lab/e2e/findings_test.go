@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -51,16 +53,45 @@ func TestFindingsOnOneInstanceAreOneCase(t *testing.T) {
 	again.Count = 5
 	other := world.Compromised(world.Victim)
 	other.Type, other.Severity = "CryptoCurrency:EC2/BitcoinTool.B!DNS", 7
-	for _, f := range []world.Finding{first, other, again} {
-		if err := w.Find(f); err != nil {
-			t.Fatal(err)
-		}
+	event := fmt.Sprintf(`{"version":"0","id":"6f1c1e0a-5a0c-4b35-9d0e-0f6f7c1d2a01","detail-type":"GuardDuty Finding","source":"aws.guardduty",
+		"account":%q,"time":"2026-11-20T09:41:07Z","region":%q,"resources":[],"detail":%s}`, world.Account, world.Region, other.Detail(world.Region, world.Account))
+	if err := errors.Join(w.Find(first), w.AWS.SendRaw(event), w.Find(again)); err != nil {
+		t.Fatal(err)
 	}
 	c := awaitCases(t, w, 1)[0]
 	if len(c.Findings) != 2 || c.Findings[0].Count+c.Findings[1].Count != 6 {
 		t.Errorf("findings %+v; want two, the one at its fifth count", c.Findings)
 	}
+	allDone(t, c)
+	if err := w.AWS.SendRaw(event); err != nil { // SQS delivers a message at least once
+		t.Fatal(err)
+	}
+	awaitEmptyQueue(t, w)
+	after := awaitCases(t, w, 1)[0]
+	if after.ID != c.ID || len(after.Findings) != 2 || len(after.Seen) != len(c.Seen) {
+		t.Errorf("an event that came twice changed case %s to %+v", c.ID, after)
+	}
 	contained(t, w, world.Victim)
+	verify(t, w)
+	if n := len(w.Discord.Messages()); n != 2 {
+		t.Errorf("%d messages for one incident, want 2", n)
+	}
+}
+
+// awaitEmptyQueue waits until every message was taken, or put aside.
+func awaitEmptyQueue(t *testing.T, w *world.World) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		q := w.AWS.State().Queue
+		if q.Visible+q.InFlight == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the queue still has %d messages, and %d in flight", q.Visible, q.InFlight)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // TestWhoIsOnlyTold: findings that must not start anything.
@@ -133,20 +164,33 @@ func TestAMalformedEventIsPutAside(t *testing.T) {
 	t.Parallel()
 	w := start(t, nil)
 	attach(t, w, world.Victim)
-	bad := `{"version":"0","detail-type":"GuardDuty Finding","source":"aws.guardduty","detail":{"id":7}}`
-	w.AWS.SendRaw(bad)
+	bad := []struct{ body, says string }{
+		{`{not json`, "$ is not JSON"},
+		{`{"version":"0","detail-type":"GuardDuty Finding","source":"aws.guardduty","detail":{"id":7}}`, "$.id "},
+	}
+	for _, b := range bad {
+		if err := w.AWS.SendRaw(b.body); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := w.Find(world.Compromised(world.Victim)); err != nil {
 		t.Fatal(err)
 	}
-	awaitCases(t, w, 1)
-	deadline := time.Now().Add(30 * time.Second)
-	for !slices.Equal(w.AWS.State().Queue.DeadLetters, []string{bad}) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the dead-letter queue has %q", w.AWS.State().Queue.DeadLetters)
-		}
-		time.Sleep(50 * time.Millisecond)
+	allDone(t, awaitCases(t, w, 1)[0])
+	awaitEmptyQueue(t, w)
+	letters := w.AWS.State().Queue.DeadLetters
+	if len(letters) != len(bad) {
+		t.Errorf("the dead-letter queue has %q", letters)
 	}
-	if logs := string(w.Logs()); !strings.Contains(logs, "malformed") {
-		t.Errorf("the log does not say what is wrong")
+	logs := strings.Split(string(w.Logs()), "\n")
+	for _, b := range bad {
+		if !slices.Contains(letters, b.body) {
+			t.Errorf("%s is not in the dead-letter queue", b.body)
+		}
+		if !slices.ContainsFunc(logs, func(line string) bool {
+			return strings.Contains(line, "dead-letter queue") && strings.Contains(line, "finding is malformed: "+b.says)
+		}) {
+			t.Errorf("the log does not say of %s: %s", b.body, b.says)
+		}
 	}
 }

@@ -121,7 +121,7 @@ func await(t *testing.T, w *world.World, what string, is func(casefile.Case) boo
 				return last
 			}
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 	t.Fatalf("the case did not come to %s; it is %+v", what, last)
 	return last

@@ -44,7 +44,7 @@ func (w *World) StartAgent(instance, image, root string) (*Agent, error) {
 	}
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM(w.authority.PEM)
-	client := upload.NewClient(acquire.MaxWorkers, authorities)
+	client := upload.NewClient(acquire.MaxUploads, authorities)
 	taker := &acquire.Acquirer{Memory: memory.Options{File: image}, Host: &artifact.Host{Root: root, Log: log}, Log: log}
 	ctx, stop := context.WithCancel(context.Background())
 	a := &Agent{stop: stop, done: make(chan error, 1)}
