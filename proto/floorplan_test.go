@@ -25,7 +25,7 @@ var plan = map[string][]string{
 	"proto/identity/identitytest": {"proto/identity"}, // for tests
 	"proto/wire/v1":               {"proto/evidence", "proto/lime", "proto/seekable"},
 
-	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/throttle", "agent/upload",
+	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
 		"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/arena":     {},
 	"agent/artifact":  {},
@@ -33,6 +33,7 @@ var plan = map[string][]string{
 	"agent/pack":      {"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/preflight": {"agent/memory"},
 	"agent/session":   {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
+	"agent/symbols":   {},
 	"agent/throttle":  {},
 	"agent/upload":    {"agent/pack", "agent/throttle"},
 
@@ -48,6 +49,7 @@ var plan = map[string][]string{
 	"collector/finding":  {},
 	"collector/fleet":    {"collector/ledger", "collector/locker", "proto/evidence", "proto/identity", "proto/wire/v1"},
 	"collector/intake":   {"collector/finding"},
+	"collector/isf":      {},
 	"collector/ledger":   {"collector/locker", "collector/store", "proto/evidence", "proto/lime", "proto/seekable"},
 	"collector/locker":   {"proto/evidence"},
 	"collector/notify":   {},

@@ -6,8 +6,11 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/quicklime-ir/quicklime/agent/throttle"
+	"github.com/quicklime-ir/quicklime/agent/upload"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
@@ -24,7 +27,7 @@ func (s *Session) take(ctx context.Context, w *wire.Order, handle Handler) {
 		return
 	}
 	s.trim()
-	j := &job{started: time.Now()}
+	j := &job{started: time.Now(), throttle: order.Throttle}
 	s.orders[w.GetId()] = j
 	s.order = append(s.order, w.GetId())
 	if running := s.running(); err == nil && running > maxRunning {
@@ -96,10 +99,38 @@ func (s *Session) progress() []*wire.AgentMessage {
 	var out []*wire.AgentMessage
 	for _, id := range s.order {
 		if j := s.orders[id]; j.result == nil {
-			out = append(out, &wire.AgentMessage{Body: &wire.AgentMessage_Progress{Progress: progressToWire(id, j.progress)}})
+			out = append(out, &wire.AgentMessage{Body: &wire.AgentMessage_Progress{Progress: j.now(id, time.Now())}})
 		}
 	}
 	return out
+}
+
+// now gives how far a job has come, and how fast it gets on; the caller
+// holds mu.
+func (j *job) now(id string, at time.Time) *wire.Progress {
+	p := progressToWire(id, j.progress)
+	p.Paused = j.throttle.Paused()
+	p.ReadPerSecond, p.StoredPerSecond = j.pace.rates(glance{at, p.GetBytesRead(), p.GetBytesStored()}, p.GetPaused())
+	if d := left(p.GetBytesRead(), p.GetBytesTotal(), p.GetReadPerSecond()); d > 0 {
+		p.Left = durationpb.New(d)
+	}
+	return p
+}
+
+// control puts an order into the state in which the collector wants it. One
+// that is not known, or that has ended, is none of its business: the
+// collector says it again whenever it sends the order.
+func (s *Session) control(c *wire.Control) {
+	s.mu.Lock()
+	j := s.orders[c.GetOrderId()]
+	s.mu.Unlock()
+	if j == nil {
+		return
+	}
+	limits := limitsFromWire(c.GetLimits())
+	j.throttle.Set(limits)
+	j.throttle.Pause(c.GetPaused())
+	s.cfg.Log.Info("order controlled", "order", c.GetOrderId(), "paused", c.GetPaused(), "cpu_percent", limits.CPUPercent, "bytes_per_second", limits.BytesPerSecond)
 }
 
 func (s *Session) cancelOrder(id, reason string) {
@@ -147,7 +178,8 @@ func clip(text string) string {
 }
 
 func orderFromWire(w *wire.Order) (Order, error) {
-	o := Order{ID: w.GetId(), Case: w.GetCaseId(), MemorySource: "auto", TimeLimit: w.GetTimeLimit().AsDuration()}
+	o := Order{ID: w.GetId(), Case: w.GetCaseId(), MemorySource: "auto", TimeLimit: w.GetTimeLimit().AsDuration(),
+		Throttle: throttle.New(limitsFromWire(w.GetMemory().GetLimits()))}
 	if o.ID == "" || o.TimeLimit <= 0 {
 		return o, fmt.Errorf("cannot run order %q: it needs an id and a time limit", o.ID)
 	}
@@ -166,16 +198,34 @@ func orderFromWire(w *wire.Order) (Order, error) {
 		}
 	case *wire.Order_Volatile:
 		o.Kind, compression = evidence.Volatile, capture.Volatile.GetCompression()
+	case *wire.Order_Symbols:
+		o.Kind, compression = evidence.Symbols, capture.Symbols.GetCompression()
 	case *wire.Order_Live:
 		o.Kind, compression = evidence.Live, capture.Live.GetCompression()
 	default:
 		return o, fmt.Errorf("cannot run order %s: it names no capture that this agent knows", o.ID)
 	}
 	var err error
-	if o.Compression, err = compression.Evidence(); err != nil {
+	if o.Compression, err = compression.Ordered(); err != nil {
 		return o, fmt.Errorf("cannot run order %s: %w", o.ID, err)
 	}
+	if o.Compression == evidence.Auto && o.Kind != evidence.Memory {
+		o.Compression = evidence.Zstd // tables and files are small, and compress well
+	}
 	return o, nil
+}
+
+// limitsFromWire reads limits; none were set where there are none.
+func limitsFromWire(l *wire.Limits) throttle.Limits {
+	return throttle.Limits{CPUPercent: int(min(l.GetCpuPercent(), 100)), BytesPerSecond: l.GetBytesPerSecond()}
+}
+
+var uplinks = map[upload.Uplink]wire.Uplink{
+	upload.Idle:    wire.Uplink_UPLINK_IDLE,
+	upload.Flowing: wire.Uplink_UPLINK_FLOWING,
+	upload.Full:    wire.Uplink_UPLINK_FULL,
+	upload.Failing: wire.Uplink_UPLINK_FAILING,
+	upload.Waiting: wire.Uplink_UPLINK_WAITING,
 }
 
 func outcomeToWire(s evidence.Status) wire.Outcome {
@@ -190,5 +240,5 @@ func outcomeToWire(s evidence.Status) wire.Outcome {
 
 func progressToWire(id string, p Progress) *wire.Progress {
 	return &wire.Progress{OrderId: id, BytesRead: p.BytesRead, BytesTotal: p.BytesTotal,
-		BytesStored: p.BytesStored, PartsStored: p.PartsStored, Doing: p.Doing}
+		BytesStored: p.BytesStored, PartsStored: p.PartsStored, Doing: p.Doing, Uplink: uplinks[p.Uplink], Retries: p.Retries}
 }

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/quicklime-ir/quicklime/agent/throttle"
+	"github.com/quicklime-ir/quicklime/agent/upload"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
@@ -49,6 +51,7 @@ type Order struct {
 	MemorySource string // auto, kcore or lime
 	Compression  evidence.Compression
 	TimeLimit    time.Duration
+	Throttle     *throttle.Throttle // what it may take; the collector changes it while the order runs
 }
 
 // Progress says how far an order has come.
@@ -58,6 +61,8 @@ type Progress struct {
 	BytesStored uint64 // of objects
 	PartsStored uint32
 	Doing       string
+	Uplink      upload.Uplink // "" where unknown
+	Retries     uint64        // tries that did not store their part
 }
 
 // Result is how an order ended.
@@ -101,7 +106,9 @@ type Session struct {
 // Session.mu.
 type job struct {
 	cancel   context.CancelCauseFunc
+	throttle *throttle.Throttle
 	progress Progress
+	pace     pace
 	started  time.Time
 	result   *wire.OrderResult // nil while it runs
 	taken    bool
@@ -220,6 +227,8 @@ func (s *Session) receive(ctx context.Context, stream wire.AgentService_AttachCl
 			s.take(ctx, body.Order, handle)
 		case *wire.CollectorMessage_Cancel:
 			s.cancelOrder(body.Cancel.GetOrderId(), body.Cancel.GetReason())
+		case *wire.CollectorMessage_Control:
+			s.control(body.Control)
 		case *wire.CollectorMessage_Taken:
 			s.forget(body.Taken.GetOrderId())
 		default:

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/agent/throttle"
 	"github.com/quicklime-ir/quicklime/agent/upload"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
@@ -211,6 +212,88 @@ func TestACancelledOrderEndsWithTheReason(t *testing.T) {
 	}
 	if r := s.result(t); r.GetOutcome() != wire.Outcome_OUTCOME_PARTIAL || !strings.Contains(r.GetError(), "stalled") {
 		t.Errorf("result %v", r)
+	}
+}
+
+// TestAnOrderIsControlledWhileItRuns: the collector's last word holds, and
+// its words on other orders do nothing.
+func TestAnOrderIsControlledWhileItRuns(t *testing.T) {
+	running := make(chan Order, 1)
+	b, _ := attach(t, func(ctx context.Context, o Order, report func(Progress)) Result {
+		report(Progress{BytesRead: 1 << 20, BytesTotal: 1 << 40, Uplink: upload.Failing, Retries: 3})
+		running <- o
+		<-ctx.Done()
+		return Result{Error: context.Cause(ctx).Error()}
+	})
+	s := b.next(t)
+	order := memoryOrder("c/memory")
+	order.GetMemory().Limits = &wire.Limits{CpuPercent: 50, BytesPerSecond: 1 << 20}
+	control := func(id string, paused bool, l *wire.Limits) {
+		t.Helper()
+		if err := s.Send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Control{Control: &wire.Control{OrderId: id, Paused: paused, Limits: l}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	control("c/memory", true, nil) // before the order: not known
+	s.order(t, order)
+	o := <-running
+	if got, want := o.Throttle.Limits(), (throttle.Limits{CPUPercent: 50, BytesPerSecond: 1 << 20}); got != want || o.Throttle.Paused() {
+		t.Errorf("it begins with %+v, paused %v; want %+v", got, o.Throttle.Paused(), want)
+	}
+	if p := s.progressOf(t, func(p *wire.Progress) bool { return p.GetReadPerSecond() > 0 || p.GetRetries() > 0 }); p.GetPaused() || p.GetUplink() != wire.Uplink_UPLINK_FAILING || p.GetRetries() != 3 {
+		t.Errorf("progress %v", p)
+	}
+	control("c/live", true, nil)
+	control("c/memory", true, &wire.Limits{CpuPercent: 25})
+	if p := s.progressOf(t, (*wire.Progress).GetPaused); p.GetLeft() != nil || p.GetReadPerSecond() != 0 {
+		t.Errorf("progress %v, want no pace while it is paused", p)
+	}
+	if got, want := o.Throttle.Limits(), (throttle.Limits{CPUPercent: 25}); got != want {
+		t.Errorf("it goes on with %+v, want %+v and nothing else", got, want)
+	}
+	s.order(t, order) // a repeat changes nothing
+	control("c/memory", false, nil)
+	s.progressOf(t, func(p *wire.Progress) bool { return !p.GetPaused() })
+	if got := o.Throttle.Limits(); got != (throttle.Limits{}) {
+		t.Errorf("it goes on with %+v, want none", got)
+	}
+}
+
+// progressOf reads until a progress is as the test wants it.
+func (s *stream) progressOf(t *testing.T, is func(*wire.Progress) bool) *wire.Progress {
+	t.Helper()
+	for {
+		if p := s.read(t).GetProgress(); p != nil && is(p) {
+			return p
+		}
+	}
+}
+
+func TestWhatACompressionMeansInAnOrder(t *testing.T) {
+	memory := func(c wire.Compression) *wire.Order {
+		return &wire.Order{Capture: &wire.Order_Memory{Memory: &wire.MemoryCapture{Compression: c}}}
+	}
+	live := func(c wire.Compression) *wire.Order {
+		return &wire.Order{Capture: &wire.Order_Live{Live: &wire.ArtifactCapture{Compression: c}}}
+	}
+	tests := []struct {
+		name  string
+		order *wire.Order
+		want  evidence.Compression
+	}{
+		{"memory, left open", memory(wire.Compression_COMPRESSION_UNSPECIFIED), evidence.Auto},
+		{"memory, auto", memory(wire.Compression_COMPRESSION_AUTO), evidence.Auto},
+		{"memory, zstd", memory(wire.Compression_COMPRESSION_ZSTD), evidence.Zstd},
+		{"memory, none", memory(wire.Compression_COMPRESSION_NONE), evidence.None},
+		{"files, left open", live(wire.Compression_COMPRESSION_UNSPECIFIED), evidence.Zstd},
+		{"files, auto", live(wire.Compression_COMPRESSION_AUTO), evidence.Zstd},
+		{"files, none", live(wire.Compression_COMPRESSION_NONE), evidence.None},
+	}
+	for _, tt := range tests {
+		tt.order.Id, tt.order.TimeLimit = "a", durationpb.New(time.Minute)
+		if o, err := orderFromWire(tt.order); err != nil || o.Compression != tt.want || o.Throttle == nil {
+			t.Errorf("%s: order %+v, %v; want %s", tt.name, o, err, tt.want)
+		}
 	}
 }
 

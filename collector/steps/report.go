@@ -106,7 +106,7 @@ func evidenceOf(c casefile.Case) string {
 		}
 	}
 	var lines []string
-	for _, kind := range []evidence.Kind{evidence.Volatile, evidence.Memory, evidence.Live} {
+	for _, kind := range []evidence.Kind{evidence.Volatile, evidence.Symbols, evidence.Memory, evidence.Live} {
 		lines = append(lines, fmt.Sprintf("%s: %d objects, %.1f MiB", kind, count[kind], float64(bytes[kind])/(1<<20)))
 	}
 	return strings.Join(lines, "\n")

@@ -22,7 +22,7 @@ import (
 
 func TestTheOrderOfTheStory(t *testing.T) {
 	got := Names((&Story{}).Steps())
-	want := []string{"notify", "protect", "volatile", "memory", "live", "image", "contain", "verify", "seal", "report"}
+	want := []string{"notify", "protect", "volatile", "symbols", "memory", "live", "image", "contain", "verify", "seal", "report"}
 	if !slices.Equal(got, want) {
 		t.Errorf("the steps are %v, want %v", got, want)
 	}

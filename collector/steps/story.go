@@ -4,6 +4,7 @@
 //	notify     say that it begins
 //	protect    keep the instance from being terminated
 //	volatile   processes and sockets, before they are gone
+//	symbols    what an analyst needs to read the image
 //	memory     the LiME image
 //	live       logs, histories, persistence
 //	image      the AMI of its disks
@@ -40,6 +41,7 @@ const (
 	Notify   = "notify"
 	Protect  = "protect"
 	Volatile = "volatile"
+	Symbols  = "symbols"
 	Memory   = "memory"
 	Live     = "live"
 	Image    = "image"
@@ -54,6 +56,7 @@ type Limits struct {
 	Agent    time.Duration // for an agent to attach, from the case's opening
 	Stall    time.Duration // a capture without progress is given up after it
 	Volatile time.Duration
+	Symbols  time.Duration
 	Memory   time.Duration
 	Live     time.Duration
 	Image    time.Duration // for the AMI to become available
@@ -73,6 +76,7 @@ type Story struct {
 
 	MemorySource wire.MemorySource
 	Compression  wire.Compression
+	MemoryLimits *wire.Limits // of a memory image, to begin with
 }
 
 // Steps gives the chapters of a case that acts.
@@ -82,6 +86,7 @@ func (s *Story) Steps() []playbook.Step {
 		{Name: Notify, Limit: time.Minute, Do: s.notify},
 		{Name: Protect, Limit: time.Minute, Do: s.protect},
 		{Name: Volatile, Limit: s.Limits.Volatile, Do: s.capture(evidence.Volatile)},
+		{Name: Symbols, Limit: s.Limits.Symbols, Do: s.capture(evidence.Symbols)},
 		{Name: Memory, Limit: s.Limits.Memory, Do: s.capture(evidence.Memory)},
 		{Name: Live, Limit: s.Limits.Live, Do: s.capture(evidence.Live)},
 		{Name: Image, Limit: api, Do: s.image},

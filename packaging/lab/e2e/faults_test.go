@@ -35,7 +35,7 @@ func TestNoAgent(t *testing.T) {
 	}
 	c := await(t, w, "its end", ended)
 	got := outcomes(c)
-	for _, step := range []string{"volatile", "memory", "live"} {
+	for _, step := range []string{"volatile", "symbols", "memory", "live"} {
 		if s, _ := c.StepNamed(step); s.Outcome != casefile.Failed || !strings.Contains(s.Detail, "no agent answers") {
 			t.Errorf("step %s: %s, %s", step, s.Outcome, s.Detail)
 		}
@@ -45,7 +45,7 @@ func TestNoAgent(t *testing.T) {
 			t.Errorf("step %s: %s", step, got[step])
 		}
 	}
-	if len(c.Missing) != 3 {
+	if len(c.Missing) != 4 {
 		t.Errorf("missing %+v", c.Missing)
 	}
 	contained(t, w, world.Victim)
@@ -229,7 +229,7 @@ func TestACaptureThatGetsNowhere(t *testing.T) {
 		says  string
 	}{
 		{"it stalls", []string{"--stall", "4s"}, "makes no progress"},
-		{"its deadline passes", []string{"--stall", "1m", "--volatile-limit", "3s", "--memory-limit", "3s", "--live-limit", "3s"}, "passed its limit of 3s"},
+		{"its deadline passes", []string{"--stall", "1m", "--volatile-limit", "3s", "--symbols-limit", "3s", "--memory-limit", "3s", "--live-limit", "3s"}, "passed its limit of 3s"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -241,7 +241,7 @@ func TestACaptureThatGetsNowhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := await(t, w, "its end", ended)
-			for _, step := range []string{"volatile", "memory", "live"} {
+			for _, step := range []string{"volatile", "symbols", "memory", "live"} {
 				if s, _ := c.StepNamed(step); s.Outcome != casefile.Failed || !strings.Contains(s.Detail, tt.says) {
 					t.Errorf("step %s: %s, %s", step, s.Outcome, s.Detail)
 				}

@@ -31,6 +31,7 @@ func deaths() []death {
 		{"notify", steps.Notify, func(w *world.World) { w.Discord.Limit(2) }, nil},
 		{"protect", steps.Protect, lag("ModifyInstanceAttribute"), called("ModifyInstanceAttribute")},
 		{"volatile", steps.Volatile, overload("/volatile/", "1"), struck},
+		{"symbols", steps.Symbols, overload("/symbols/", "1"), struck},
 		{"memory", steps.Memory, overload("/memory/", "3"), struck},
 		{"live", steps.Live, overload("/live/", "1"), struck},
 		{"image", steps.Image, lag("CreateImage"), called("CreateImage")},
