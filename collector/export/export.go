@@ -183,6 +183,18 @@ func (j *job) begin(p evidence.Part, offset uint64) uint64 {
 	return offset
 }
 
+// end is where the output of a part ends, whether it has all of it or not; in
+// the forms that have no zeros for a part it is what was written.
+func (j *job) end(p evidence.Part, written uint64) uint64 {
+	switch j.o.Format {
+	case Raw:
+		return j.begin(p, 0) + lime.Total(p.Ranges)
+	case Padded:
+		return p.Ranges[len(p.Ranges)-1].End + 1
+	}
+	return written
+}
+
 // size is how long the whole output is, if the last part ended at offset.
 func (j *job) size(offset uint64) uint64 {
 	switch j.o.Format {
@@ -259,10 +271,7 @@ func (j *job) run(ctx context.Context, out sink, from place, after func(place) e
 func (j *job) write(ctx context.Context, out sink, t *task, now place) (place, error) {
 	part := j.parts[t.index]
 	base := j.begin(part, now.Offset)
-	end := base
-	if j.o.Format == Padded {
-		end = now.Offset
-	}
+	written := base
 	before := j.done
 	for {
 		select {
@@ -279,12 +288,12 @@ func (j *job) write(ctx context.Context, out sink, t *task, now place) (place, e
 				}
 				j.done = before + j.weight(part)
 				j.tell()
-				return place{t.index + 1, end, now.Faulty}, nil
+				return place{t.index + 1, j.end(part, written), now.Faulty}, nil
 			}
 			if err := out.writeAt(base+p.at, p.data); err != nil {
 				return now, err
 			}
-			end = base + p.at + uint64(len(p.data))
+			written = base + p.at + uint64(len(p.data))
 			j.done = min(j.done+uint64(len(p.data)), before+j.weight(part))
 			p.free <- p.data // has room for each piece of its worker
 			j.tell()
