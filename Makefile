@@ -7,6 +7,7 @@ TOOLS    = $(CURDIR)/.cache/tools
 CHECKS   = -checks all,-ST1003
 MEMORY  ?= auto
 KEEP    ?=
+PART    ?=
 
 .PHONY: help build test lint generate demo bench clean
 
@@ -26,8 +27,8 @@ test: ## run all tests
 	go test -race ./...
 	go test -C packaging/lab -race -timeout 20m ./...
 
-bench: ## run the benchmarks
-	go test -run '^$$' -bench . -benchmem ./...
+bench: build ## measure a memory capture, a line for each figure: name value unit (PART=kcore|object|encode)
+	@bin/quicklime-lab bench --bin bin $(if $(PART),--part '$(PART)')
 
 lint: $(TOOLS)/staticcheck ## check format, vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'these files are not as gofmt writes them'; exit 1; }

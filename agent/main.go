@@ -111,10 +111,11 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	}
 	client := upload.NewClient(acquire.MaxUploads, authorities)
 	err = s.Run(ctx, func(ctx context.Context, o session.Order, report func(session.Progress)) session.Result {
-		place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log}}
-		return result(taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: o.MemorySource, Compression: o.Compression}, place,
+		place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log, Throttle: o.Throttle}}
+		return result(taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: o.MemorySource, Compression: o.Compression, Throttle: o.Throttle}, place,
 			func(p acquire.Progress) {
-				report(session.Progress{BytesRead: p.Read, BytesTotal: p.Total, BytesStored: p.Stored, PartsStored: p.Parts, Doing: p.Doing})
+				report(session.Progress{BytesRead: p.Read, BytesTotal: p.Total, BytesStored: p.Stored, PartsStored: p.Parts, Doing: p.Doing,
+					Uplink: p.Uplink, Retries: p.Retries})
 			}))
 	})
 	if errors.Is(err, context.Canceled) {
@@ -180,7 +181,7 @@ type captureCmd struct {
 	To          string          `help:"Folder for the evidence, or - for the memory image on standard output." required:""`
 	Kind        []evidence.Kind `help:"What to take: ${enum}; all of it by default." enum:"volatile,symbols,memory,live"`
 	Source      string          `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
-	Compression string          `help:"Compression: ${enum}." enum:"zstd,none" default:"zstd"`
+	Compression string          `help:"Compression: ${enum}." enum:"auto,zstd,none" default:"auto"`
 }
 
 var errNotWhole = errors.New("evidence is not whole")

@@ -27,7 +27,7 @@ var version = "dev"
 
 type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run the service."`
-	Case    caseCmd    `cmd:"" help:"List, show and close cases."`
+	Case    caseCmd    `cmd:"" help:"List, show and close cases, and control what they capture."`
 	Agent   agentCmd   `cmd:"" help:"List the attached agents."`
 	Trigger triggerCmd `cmd:"" help:"Hand in a finding as if it had come from the queue."`
 	Verify  verifyCmd  `cmd:"" help:"Prove that evidence is whole and unchanged."`
@@ -72,7 +72,13 @@ type dataFlag struct {
 type caseCmd struct {
 	List  caseListCmd  `cmd:"" help:"List all cases, newest first."`
 	Show  caseShowCmd  `cmd:"" help:"Show one case."`
+	Watch caseWatchCmd `cmd:"" help:"Follow a case, a line each second, until its steps have ended."`
 	Close caseCloseCmd `cmd:"" help:"Close a case, so that the next finding on its instance opens a new one."`
+
+	Pause  casePauseCmd  `cmd:"" help:"Have what is captured now stand still; the step's deadline goes on."`
+	Resume caseResumeCmd `cmd:"" help:"Have it go on."`
+	Limit  caseLimitCmd  `cmd:"" help:"Limit what is captured now: CPU and bandwidth of the host."`
+	Cancel caseCancelCmd `cmd:"" help:"End what is captured now; what is stored is kept as partial, and the case goes on."`
 }
 
 type caseListCmd struct {

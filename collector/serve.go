@@ -57,7 +57,13 @@ type serveCmd struct {
 	DiscordFile string `help:"File with the Discord webhook's URL, which is a secret; none: notifications are only logged." type:"path"`
 
 	MemorySource string `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
-	Compression  string `help:"Compression of evidence: ${enum}." enum:"zstd,none" default:"zstd"`
+	Compression  string `help:"Compression of evidence: ${enum}." enum:"auto,zstd,none" default:"auto"`
+
+	// Without limits by default: a slow image is a smeared one, and while it is
+	// taken the intruder works on. Whose host it is can give it limits here, and
+	// whoever watches it suffer can at any time, by 'case limit'.
+	MemoryCPU       uint32    `name:"memory-cpu" help:"Percent of all of a host's processors that a memory image may take; 0: no limit. 'case limit' changes it while it is taken." default:"0"`
+	MemoryBandwidth bandwidth `name:"memory-bandwidth" help:"Bytes to S3 each second that a memory image may take, such as 100MiB; 0: no limit." default:"0"`
 
 	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening." default:"2m"`
 	Stall         time.Duration `help:"A capture without progress for this long is given up." default:"2m"`
@@ -105,6 +111,10 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make data folder: %w", err)
 	}
+	limits := &wire.Limits{CpuPercent: c.MemoryCPU, BytesPerSecond: uint64(c.MemoryBandwidth)}
+	if err := desk.CheckLimits(limits); err != nil {
+		return nil, err
+	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
 	if s.store, err = store.OpenFiles(filepath.Join(c.Data, "store")); err != nil {
 		return nil, err
@@ -148,7 +158,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		Fleet: s.fleet, Ledger: book, Locker: bucket, Signer: signer, Notifier: notifier, Self: self,
 		Limits: steps.Limits{Agent: c.AgentWait, Stall: c.Stall, Volatile: c.VolatileLimit, Symbols: c.SymbolsLimit,
 			Memory: c.MemoryLimit, Live: c.LiveLimit, Image: c.ImageLimit},
-		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)),
+		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
 	}
 	cases := docket.New(docket.Config{Store: s.store, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})

@@ -145,6 +145,10 @@ func (a atHand) Open(context.Context, string) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(a)), nil
 }
 
+func (a atHand) OpenRange(_ context.Context, _ string, offset, length int64) (io.ReadCloser, error) {
+	return io.NopCloser(io.NewSectionReader(bytes.NewReader(a), offset, length)), nil
+}
+
 // failures lists the checks that do not hold.
 func failures(r evidence.Report) string {
 	var text strings.Builder

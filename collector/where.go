@@ -52,6 +52,10 @@ func (b bucketObjects) Open(ctx context.Context, key string) (io.ReadCloser, err
 	return b.locker.Get(ctx, key)
 }
 
+func (b bucketObjects) OpenRange(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	return b.locker.GetRange(ctx, key, offset, length)
+}
+
 func (b bucketObjects) Keys(ctx context.Context, prefix string) ([]string, error) {
 	objects, err := b.locker.List(ctx, prefix)
 	var keys []string

@@ -50,7 +50,7 @@ var plan = map[string][]string{
 	"collector/intake":      {"collector/finding"},
 	"collector/isf":         {},
 	"collector/isf/isftest": {}, // for tests
-	"collector/ledger":      {"collector/locker", "collector/store", "proto/evidence", "proto/lime"},
+	"collector/ledger":      {"collector/locker", "collector/store", "proto/evidence", "proto/lime", "proto/seekable"},
 	"collector/locker":      {"proto/evidence"},
 	"collector/notify":      {},
 	"collector/playbook":    {"collector/casefile"},

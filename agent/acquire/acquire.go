@@ -21,6 +21,7 @@ import (
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/agent/throttle"
+	"github.com/quicklime-ir/quicklime/agent/upload"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
@@ -82,9 +83,11 @@ func (o Order) stored() evidence.Compression {
 // Progress says how far an order has come. Its fields only grow, Doing
 // excepted.
 type Progress struct {
-	Read, Total, Stored uint64 // bytes: of the source, and of objects
-	Parts               uint32 // stored
-	Doing               string // the item at hand
+	Read, Total, Stored uint64        // bytes: of the source, and of objects
+	Parts               uint32        // stored
+	Doing               string        // the item at hand
+	Uplink              upload.Uplink // "" where the place has none
+	Retries             uint64        // tries that did not store their part, of the item at hand
 }
 
 // Result is how an order ended.
@@ -119,14 +122,41 @@ type meter struct {
 
 	mu     sync.Mutex
 	doing  string         // owned by mu
+	way    way            // of the item at hand, nil where its place has none; owned by mu
+	full   func() bool    // the readers wait for the way; owned by mu
 	report func(Progress) // called under mu
 }
 
 func (m *meter) tell() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.report(Progress{Read: m.read.Load(), Total: m.total.Load(), Stored: m.stored.Load(), Parts: m.parts.Load(), Doing: m.doing})
+	p := Progress{Read: m.read.Load(), Total: m.total.Load(), Stored: m.stored.Load(), Parts: m.parts.Load(), Doing: m.doing}
+	if m.way != nil {
+		p.Uplink, p.Retries = m.way.State().Uplink(), m.way.Stats().Retries
+		if p.Uplink == upload.Flowing && m.full() {
+			p.Uplink = upload.Full
+		}
+	}
+	m.report(p)
 }
+
+// way is how parts get to their place; an uploader has it.
+type way interface {
+	State() upload.State
+	Stats() upload.Stats
+}
+
+// follow tells from now on how the slot's parts get on. full says whether
+// readers wait for them.
+func (m *meter) follow(slot Slot, full func() bool) counted {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.way, _ = slot.(way)
+	m.full = full
+	return counted{slot, m}
+}
+
+func never() bool { return false }
 
 func (m *meter) begin(what string) {
 	m.mu.Lock()

@@ -72,7 +72,7 @@ func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter,
 	if slot.Closed() {
 		return nil
 	}
-	out, err := pack.NewWriter(ctx, counted{slot, m}, pack.Options{Compression: order.stored()})
+	out, err := pack.NewWriter(ctx, m.follow(slot, never), pack.Options{Compression: order.stored()})
 	if err != nil {
 		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
 	}

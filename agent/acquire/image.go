@@ -230,12 +230,13 @@ func (j *imageJob) read(ctx context.Context, reader memory.Reader, builder *pack
 	return part, nil
 }
 
-// spare reports whether the uplink could take more than it is given: not
-// every buffer that an encoder can spare is on its way. Then compressing
-// would only delay what is sent.
-func (j *imageJob) spare() bool {
-	return j.auto && int(j.sending.Load()) < j.use.buffers-j.use.encoders
-}
+// spare reports whether the uplink could take more than it is given, so that
+// compressing would only delay what is sent. With one buffer nobody can tell:
+// then everything is compressed.
+func (j *imageJob) spare() bool { return j.auto && j.use.buffers > j.use.encoders && !j.full() }
+
+// full reports whether every buffer that an encoder can spare is on its way.
+func (j *imageJob) full() bool { return int(j.sending.Load()) >= max(1, j.use.buffers-j.use.encoders) }
 
 // take receives, unless ctx ends before.
 func take[T any](ctx context.Context, from <-chan T) (T, error) {

@@ -45,8 +45,9 @@ func (a *Acquirer) memory(ctx context.Context, order Order, place Place, m *mete
 		result.Status = evidence.Whole
 		return result
 	}
-	job := &imageJob{source: source, parts: parts, order: sequence(ctx, source, slot, parts), slot: counted{slot, m}, meter: m,
+	job := &imageJob{source: source, parts: parts, order: sequence(ctx, source, slot, parts), meter: m,
 		compression: item.Compression, auto: order.Compression == evidence.Auto, use: use, throttle: order.Throttle, arena: buffers}
+	job.slot = m.follow(slot, job.full)
 	err = because(ctx, job.run(ctx))
 	if why := buffers.Unlocked(); why != nil {
 		a.Log.Warn("evidence in memory could have been swapped to disk", "reason", why)

@@ -115,7 +115,7 @@ func (r *kcoreReader) fill(ctx context.Context, gaps []evidence.Gap, lo, hi int,
 		return r.split(ctx, gaps, lo, hi, addr, offset, careStep)
 	case hung:
 		return r.lose(gaps, lo, hi, addr, evidence.TimedOut, ""), nil
-	case hi-lo > pageSize:
+	case addr%pageSize+uint64(hi-lo) > pageSize: // more than one
 		return r.split(ctx, gaps, lo, hi, addr, offset, pageSize)
 	}
 	return r.lose(gaps, lo, hi, addr, evidence.ReadError, errnoName(err)), nil

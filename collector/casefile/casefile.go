@@ -21,6 +21,7 @@ import (
 const (
 	maxFindings = 100
 	maxSeen     = 1000
+	maxControls = 1000 // what operators may ask of one case's captures
 )
 
 // State says where a case stands.
@@ -56,6 +57,7 @@ type Case struct {
 	Uncounted int               `json:"findingsNotKept,omitempty"`
 	Seen      []string          `json:"eventsSeen"` // ids of the events that it took, replaced ones too
 	Steps     []Step            `json:"steps"`
+	Controls  []Control         `json:"controls,omitempty"` // oldest first
 
 	Agent      *evidence.Agent      `json:"agent,omitempty"`
 	Protection *Protection          `json:"protectionBefore,omitempty"`
@@ -90,6 +92,36 @@ type Step struct {
 	Detail  string    `json:"detail,omitempty"`
 }
 
+// Control is what an operator asked of captures while they ran.
+type Control struct {
+	Time   time.Time `json:"time"`
+	Orders []string  `json:"orders"`           // of the captures
+	Paused *bool     `json:"paused,omitempty"` // nil: as it is
+	Limits *Limits   `json:"limits,omitempty"` // nil: as they are
+	Cancel string    `json:"cancel,omitempty"` // why they are to end now; empty: they go on
+}
+
+// Limits bound what a capture may take from its host; zero is none.
+type Limits struct {
+	CPUPercent     uint32 `json:"cpuPercent"` // of all processors together
+	BytesPerSecond uint64 `json:"bytesPerSecond"`
+}
+
+// String says it as the operator did.
+func (c Control) String() string {
+	var words []string
+	if c.Paused != nil {
+		words = append(words, map[bool]string{true: "paused", false: "resumed"}[*c.Paused])
+	}
+	if c.Limits != nil {
+		words = append(words, fmt.Sprintf("limited to %d %% of CPU and %d bytes a second (0: no limit)", c.Limits.CPUPercent, c.Limits.BytesPerSecond))
+	}
+	if c.Cancel != "" {
+		words = append(words, "ended: "+c.Cancel)
+	}
+	return strings.Join(c.Orders, ", ") + " " + strings.Join(words, ", ")
+}
+
 // Protection is how the instance was guarded against its own end, before the
 // case changed it.
 type Protection struct {
@@ -114,6 +146,7 @@ type Event struct {
 	Step       string               `json:"step,omitempty"`
 	Outcome    Outcome              `json:"outcome,omitempty"`
 	Detail     string               `json:"detail,omitempty"`
+	Control    *Control             `json:"control,omitempty"`
 	Instance   *evidence.Instance   `json:"instance,omitempty"`
 	Agent      *evidence.Agent      `json:"agent,omitempty"`
 	Protection *Protection          `json:"protectionBefore,omitempty"`
@@ -140,6 +173,7 @@ const (
 	StepStarted   = "step_started"
 	StepEnded     = "step_ended"
 	Fact          = "fact"
+	Controlled    = "capture_controlled" // by an operator
 	CaseClosed    = "case_closed"
 )
 
@@ -179,6 +213,8 @@ func (c Case) Apply(e Event) (Case, error) {
 		c.move(&c.Steps[i], e)
 	case Fact:
 		c.learn(e)
+	case Controlled:
+		return c.control(e)
 	case CaseClosed:
 		if c.State == Running {
 			return c, fmt.Errorf("cannot close case %s: it is running; wait until its steps have ended", c.ID)
@@ -252,6 +288,37 @@ func (c *Case) learn(e Event) {
 	if e.Manifest != nil {
 		c.Manifest = e.Manifest
 	}
+}
+
+func (c Case) control(e Event) (Case, error) {
+	if e.Control == nil || len(c.Controls) >= maxControls {
+		return c, fmt.Errorf("cannot control captures of case %s: %d controls are recorded, want %d at most", c.ID, len(c.Controls), maxControls)
+	}
+	asked := *e.Control
+	asked.Time = e.Time
+	c.Controls = append(slices.Clone(c.Controls), asked)
+	return c, nil
+}
+
+// Asked is all that operators have asked of a capture: of each sort the last
+// holds. It is false where they have asked nothing.
+func (c Case) Asked(order string) (sum Control, ok bool) {
+	for _, asked := range c.Controls {
+		if !slices.Contains(asked.Orders, order) {
+			continue
+		}
+		ok = true
+		if asked.Paused != nil {
+			sum.Paused = asked.Paused
+		}
+		if asked.Limits != nil {
+			sum.Limits = asked.Limits
+		}
+		if asked.Cancel != "" {
+			sum.Cancel = asked.Cancel
+		}
+	}
+	return sum, ok
 }
 
 // Next is the step to take now, and whether it was begun before; "" when all

@@ -143,6 +143,7 @@ func TestWhatCannotBeApplied(t *testing.T) {
 		{"a closed case", closed, Event{Type: Fact}, "closed"},
 		{"the closing of a running case", opened(t), Event{Type: CaseClosed}, "running"},
 		{"a step that it has not", opened(t), Event{Type: StepStarted, Step: "teleport"}, `"teleport"`},
+		{"a control that asks nothing", opened(t), Event{Type: Controlled}, "cannot control"},
 		{"an event of a newer collector", opened(t), Event{Type: "moved"}, "unknown"},
 	}
 	for _, tt := range tests {
@@ -151,6 +152,39 @@ func TestWhatCannotBeApplied(t *testing.T) {
 				t.Errorf("error %v, want one that says %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestWhatOperatorsAsked: the last word of each sort holds, for the captures
+// that it was said of.
+func TestWhatOperatorsAsked(t *testing.T) {
+	memory, live := []string{"c/memory"}, []string{"c/live"}
+	yes, no := true, false
+	ask := func(c Control) Event { return Event{Type: Controlled, Time: at, Control: &c} }
+	c := apply(t, opened(t),
+		ask(Control{Orders: memory, Paused: &yes}),
+		ask(Control{Orders: memory, Limits: &Limits{CPUPercent: 50}}),
+		ask(Control{Orders: live, Cancel: "the host is needed"}),
+		ask(Control{Orders: memory, Limits: &Limits{BytesPerSecond: 1 << 20}}),
+		ask(Control{Orders: memory, Paused: &no}))
+	got, ok := c.Asked("c/memory")
+	if diff := cmp.Diff(Control{Paused: &no, Limits: &Limits{BytesPerSecond: 1 << 20}}, got); diff != "" || !ok {
+		t.Error(diff)
+	}
+	if got, ok := c.Asked("c/live"); got.Cancel != "the host is needed" || got.Paused != nil || !ok {
+		t.Errorf("of the files: %+v", got)
+	}
+	if got, ok := c.Asked("c/volatile"); ok {
+		t.Errorf("of the tables: %+v", got)
+	}
+	if len(c.Controls) != 5 || !c.Controls[0].Time.Equal(at) || c.Controls[0].String() != "c/memory paused" || c.Controls[2].String() != "c/live ended: the host is needed" {
+		t.Errorf("controls %v", c.Controls)
+	}
+	for len(c.Controls) < maxControls {
+		c = apply(t, c, ask(Control{Orders: memory, Paused: &yes}))
+	}
+	if _, err := c.Apply(ask(Control{Orders: memory, Paused: &no})); err == nil {
+		t.Error("controls have no bound")
 	}
 }
 

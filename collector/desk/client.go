@@ -87,6 +87,12 @@ func (c *Client) CloseCase(ctx context.Context, id, reason string) error {
 	return said(err)
 }
 
+// Control changes how what runs for a case goes on, and names the orders.
+func (c *Client) Control(ctx context.Context, q *wire.ControlCaptureRequest) ([]string, error) {
+	reply, err := c.api.ControlCapture(ctx, q)
+	return reply.GetOrderIds(), said(err)
+}
+
 // Agents gives the attached agents.
 func (c *Client) Agents(ctx context.Context) ([]*wire.AttachedAgent, error) {
 	reply, err := c.api.ListAgents(ctx, &wire.ListAgentsRequest{})

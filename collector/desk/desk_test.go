@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/docket"
 	"github.com/quicklime-ir/quicklime/collector/locker"
@@ -26,7 +28,23 @@ func (nowhere) Put(context.Context, string, []byte) (locker.Object, error) {
 	return locker.Object{}, nil
 }
 
-type idle struct{}
+// idle is a fleet in which one order runs, until it is told what to do with
+// it.
+type idle struct {
+	asked *[]*wire.ControlCaptureRequest
+}
+
+func (f idle) Running(string) []string {
+	if f.asked == nil {
+		return nil
+	}
+	return []string{"c/memory"}
+}
+
+func (f idle) Control(q *wire.ControlCaptureRequest) []string {
+	*f.asked = append(*f.asked, q)
+	return []string{"c/memory"}
+}
 
 func (idle) Agents() []*wire.AttachedAgent {
 	return []*wire.AttachedAgent{{Id: "spiffe://q/ec2/1", Hello: &wire.Hello{Hostname: "evil\x1b[2Jhost", MemorySources: []*wire.SourceVerdict{{Source: "kcore", Usable: true}, {Source: "lime", Reason: "no_module"}}}}}
@@ -37,10 +55,12 @@ func (idle) Progress(string) []*wire.Progress {
 }
 
 // open serves a desk and gives a client of it.
-func open(t *testing.T) *Client {
+func open(t *testing.T) *Client { return openWith(t, idle{}) }
+
+func openWith(t *testing.T, fleet Fleet) *Client {
 	t.Helper()
 	data := t.TempDir()
-	d := &Desk{Fleet: idle{}, Log: slog.New(slog.DiscardHandler), Docket: docket.New(docket.Config{Store: store.Memory(), Bucket: nowhere{},
+	d := &Desk{Fleet: fleet, Log: slog.New(slog.DiscardHandler), Docket: docket.New(docket.Config{Store: store.Memory(), Bucket: nowhere{},
 		Threshold: 7, Steps: []string{"contain"}, RecordSteps: []string{"notify"}, Log: slog.New(slog.DiscardHandler), Now: time.Now})}
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
@@ -104,6 +124,79 @@ func TestOperators(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "\x1b") {
 		t.Error("an agent's escape sequence reaches the terminal")
+	}
+}
+
+// TestControl: what an operator asks of a capture is written down, and then
+// done; what means nothing is neither.
+func TestControl(t *testing.T) {
+	var done []*wire.ControlCaptureRequest
+	c, ctx := openWith(t, idle{&done}), t.Context()
+	ids, err := c.Trigger(ctx, event())
+	if err != nil {
+		t.Fatal(err)
+	}
+	yes := true
+	for _, tt := range []struct {
+		name string
+		q    *wire.ControlCaptureRequest
+		want string
+	}{
+		{"nothing", &wire.ControlCaptureRequest{CaseId: ids[0]}, "nothing is asked"},
+		{"a case that is not there", &wire.ControlCaptureRequest{CaseId: "nope", Paused: &yes}, "no such case"},
+		{"more than all processors", &wire.ControlCaptureRequest{CaseId: ids[0], Limits: &wire.Limits{CpuPercent: 101}}, "want 1 to 100"},
+		{"next to no bandwidth", &wire.ControlCaptureRequest{CaseId: ids[0], Limits: &wire.Limits{BytesPerSecond: 1}}, "want 256.0 KiB at least"},
+		{"a reason without end", &wire.ControlCaptureRequest{CaseId: ids[0], Cancel: strings.Repeat("x", maxReason+1)}, "at most"},
+	} {
+		if _, err := c.Control(ctx, tt.q); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+	}
+	if len(done) > 0 {
+		t.Fatalf("something was done: %v", done)
+	}
+	orders, err := c.Control(ctx, &wire.ControlCaptureRequest{CaseId: ids[0], Paused: &yes, Limits: &wire.Limits{CpuPercent: 25}, Cancel: "why\x1b[2J"})
+	if err != nil || len(orders) != 1 || orders[0] != "c/memory" || len(done) != 1 || !done[0].GetPaused() || done[0].GetLimits().GetCpuPercent() != 25 {
+		t.Fatalf("orders %v, %v; done %v", orders, err, done)
+	}
+	one, progress, err := c.Case(ctx, ids[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if asked, _ := one.Asked("c/memory"); asked.Paused == nil || !*asked.Paused || asked.Limits.CPUPercent != 25 || asked.Cancel == "" {
+		t.Errorf("the case says %+v", one.Controls)
+	}
+	var out bytes.Buffer
+	if err := PrintCase(&out, one, progress); err != nil || !strings.Contains(out.String(), "c/memory paused, limited to 25 %") || strings.Contains(out.String(), "\x1b") {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	idle := open(t)
+	if ids, err = idle.Trigger(ctx, event()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := idle.Control(ctx, &wire.ControlCaptureRequest{CaseId: ids[0], Paused: &yes}); err == nil || !strings.Contains(err.Error(), "none runs now") {
+		t.Errorf("where nothing runs: %v", err)
+	}
+}
+
+func TestPrintProgress(t *testing.T) {
+	tests := []struct {
+		p    *wire.Progress
+		want string
+	}{
+		{&wire.Progress{}, "nothing is heard of it yet"},
+		{&wire.Progress{Paused: true}, "nothing is heard of it yet; PAUSED by an operator"},
+		{&wire.Progress{Doing: "memory", BytesRead: 1 << 30, BytesTotal: 2 << 30, BytesStored: 300 << 20, PartsStored: 40, ReadPerSecond: 200 << 20, StoredPerSecond: 60 << 20,
+			Left: durationpb.New(5240 * time.Millisecond), Uplink: wire.Uplink_UPLINK_FULL, Retries: 2},
+			"memory: 1.0 GiB of 2.0 GiB read, 300.0 MiB stored in 40 parts; 200.0 MiB/s read, 60.0 MiB/s stored, 5s left; uplink full: the readers wait for it, 2 retries"},
+		{&wire.Progress{Doing: "memory", BytesRead: 1 << 30, BytesTotal: 2 << 30, Paused: true, ReadPerSecond: 9},
+			"memory: 1.0 GiB of 2.0 GiB read, 0 B stored in 0 parts; PAUSED by an operator"},
+		{&wire.Progress{Doing: "files\x1b[2J", BytesRead: 9, Uplink: 99}, `files\x1b[2J: 9 B read, 0 B stored in 0 parts; 0 B/s read, 0 B/s stored`},
+	}
+	for _, tt := range tests {
+		if got := PrintProgress(tt.p); got != tt.want {
+			t.Errorf("%v is printed as\n%s, want\n%s", tt.p, got, tt.want)
+		}
 	}
 }
 

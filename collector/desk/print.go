@@ -47,6 +47,9 @@ func PrintCase(w io.Writer, c casefile.Case, progress []*wire.Progress) error {
 	for _, p := range progress {
 		fmt.Fprintf(w, "now        %s\n", PrintProgress(p))
 	}
+	for _, asked := range c.Controls {
+		fmt.Fprintf(w, "operator   %s  %s\n", asked.Time.Format(time.RFC3339), Plain(asked.String()))
+	}
 	if len(c.Items) > 0 {
 		fmt.Fprintln(t, "\nOBJECT\tSTATUS\tSIZE\tSHA-256 (COMPOSITE)")
 		for _, i := range c.Items {
@@ -93,11 +96,43 @@ func PrintAgents(w io.Writer, agents []*wire.AttachedAgent) error {
 
 // PrintProgress gives one line about a running capture.
 func PrintProgress(p *wire.Progress) string {
+	if p.GetDoing() == "" {
+		return "nothing is heard of it yet" + paused(p)
+	}
 	line := Plain(p.GetDoing()) + ": " + Bytes(p.GetBytesRead())
 	if p.GetBytesTotal() > 0 {
 		line += " of " + Bytes(p.GetBytesTotal())
 	}
-	return line + " read, " + Bytes(p.GetBytesStored()) + " stored in " + strconv.Itoa(int(p.GetPartsStored())) + " parts"
+	line += " read, " + Bytes(p.GetBytesStored()) + " stored in " + strconv.Itoa(int(p.GetPartsStored())) + " parts"
+	if p.GetPaused() {
+		return line + paused(p)
+	}
+	line += fmt.Sprintf("; %s/s read, %s/s stored", Bytes(p.GetReadPerSecond()), Bytes(p.GetStoredPerSecond()))
+	if p.GetLeft() != nil {
+		line += ", " + p.GetLeft().AsDuration().Round(time.Second).String() + " left"
+	}
+	if word, ok := uplinks[p.GetUplink()]; ok {
+		line += "; uplink " + word
+	}
+	if p.GetRetries() > 0 {
+		line += fmt.Sprintf(", %d retries", p.GetRetries())
+	}
+	return line
+}
+
+func paused(p *wire.Progress) string {
+	if p.GetPaused() {
+		return "; PAUSED by an operator"
+	}
+	return ""
+}
+
+var uplinks = map[wire.Uplink]string{
+	wire.Uplink_UPLINK_IDLE:    "idle",
+	wire.Uplink_UPLINK_FLOWING: "flowing",
+	wire.Uplink_UPLINK_FULL:    "full: the readers wait for it",
+	wire.Uplink_UPLINK_FAILING: "failing",
+	wire.Uplink_UPLINK_WAITING: "waiting: the agent gets no grants",
 }
 
 // Plain makes a peer's text safe for a terminal: what is not printable is

@@ -33,10 +33,22 @@ const (
 	maxReply = 256 << 20
 )
 
-// Fleet tells of agents and of what they do now.
+// maxReason bounds an operator's reason, in bytes. leastBandwidth is the
+// lowest limit of a capture, in bytes a second: with less, S3 would take the
+// connections of the parts that share it for dead.
+const (
+	maxReason      = 1000
+	leastBandwidth = 256 << 10
+)
+
+// Fleet tells of agents and of what they do now, and has it done otherwise.
 type Fleet interface {
 	Agents() []*wire.AttachedAgent
 	Progress(caseID string) []*wire.Progress
+	// Running names the orders that run for a case.
+	Running(caseID string) []string
+	// Control applies to what runs for a case, and names those orders.
+	Control(q *wire.ControlCaptureRequest) []string
 }
 
 // Desk serves operators. It implements wire.OperatorServiceServer.
@@ -131,6 +143,53 @@ func (d *Desk) CloseCase(ctx context.Context, q *wire.CloseCaseRequest) (*wire.C
 		return nil, answer(err)
 	}
 	return &wire.CloseCaseReply{}, nil
+}
+
+// ControlCapture implements wire.OperatorServiceServer. What is asked is in
+// the case's journal before it is done.
+func (d *Desk) ControlCapture(ctx context.Context, q *wire.ControlCaptureRequest) (*wire.ControlCaptureReply, error) {
+	if err := checkControl(q); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	c, err := d.Docket.Get(ctx, q.GetCaseId())
+	if err != nil {
+		return nil, answer(err)
+	}
+	asked := casefile.Control{Orders: d.Fleet.Running(c.ID), Paused: q.Paused, Cancel: q.GetCancel()}
+	if len(asked.Orders) == 0 {
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot control captures of case %s: none runs now", c.ID)
+	}
+	if l := q.GetLimits(); l != nil {
+		asked.Limits = &casefile.Limits{CPUPercent: l.GetCpuPercent(), BytesPerSecond: l.GetBytesPerSecond()}
+	}
+	if err := d.Docket.Control(ctx, c.ID, asked); err != nil {
+		return nil, answer(err)
+	}
+	d.Log.Info("captures controlled by an operator", "case", c.ID, "asked", asked.String())
+	return &wire.ControlCaptureReply{OrderIds: d.Fleet.Control(q)}, nil
+}
+
+// checkControl refuses what means nothing.
+func checkControl(q *wire.ControlCaptureRequest) error {
+	if q.Paused == nil && q.Limits == nil && q.GetCancel() == "" {
+		return errors.New("cannot control a capture: nothing is asked")
+	}
+	if len(q.GetCancel()) > maxReason {
+		return fmt.Errorf("cannot end a capture for a reason of %d bytes: want %d at most", len(q.GetCancel()), maxReason)
+	}
+	return CheckLimits(q.GetLimits())
+}
+
+// CheckLimits refuses limits by which a capture could not be told from one
+// that has stalled.
+func CheckLimits(l *wire.Limits) error {
+	if l.GetCpuPercent() > 100 {
+		return fmt.Errorf("cannot limit a capture to %d %% of CPU: want 1 to 100, or 0 for no limit", l.GetCpuPercent())
+	}
+	if n := l.GetBytesPerSecond(); n > 0 && n < leastBandwidth {
+		return fmt.Errorf("cannot limit a capture to %d bytes a second: want %s at least, or 0 for no limit; 'pause' stops it", n, Bytes(leastBandwidth))
+	}
+	return nil
 }
 
 // ListAgents implements wire.OperatorServiceServer.

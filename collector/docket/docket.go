@@ -258,6 +258,13 @@ func (d *Docket) Close(ctx context.Context, id, reason string) error {
 	return err
 }
 
+// Control writes down what an operator asks of running captures, before it is
+// done.
+func (d *Docket) Control(ctx context.Context, id string, c casefile.Control) error {
+	_, err := d.Record(ctx, id, casefile.Event{Type: casefile.Controlled, Control: &c})
+	return err
+}
+
 func (d *Docket) load(ctx context.Context, id string) (page, int64, error) {
 	value, revision, err := d.cfg.Store.Get(ctx, "case/"+id)
 	if errors.Is(err, store.ErrNotFound) {

@@ -101,7 +101,7 @@ func (f *Fleet) enter(a *attached) {
 	f.log.Info("agent attached", "agent", a.id.String(), "version", a.hello.GetAgentVersion(), "kernel", a.hello.GetKernelRelease(), "clock_ahead", a.ahead)
 	for _, c := range f.captures {
 		if c.agent == key {
-			a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Order{Order: c.order}})
+			c.send(a)
 		}
 	}
 }
@@ -151,12 +151,11 @@ func (f *Fleet) progress(a *attached, p *wire.Progress) {
 	if c == nil || c.agent != keyOf(a.id) {
 		return
 	}
-	p.Doing = word(p.GetDoing())
 	old := c.progress
 	if old == nil || p.GetBytesRead() > old.GetBytesRead() || p.GetBytesStored() > old.GetBytesStored() || p.GetPartsStored() > old.GetPartsStored() {
 		c.moved = time.Now()
 	}
-	c.progress = p
+	c.progress = bounded(p)
 }
 
 // result ends an order; the caller holds mu. A result for an order that does

@@ -27,6 +27,7 @@ import (
 var (
 	ErrAbsent  = errors.New("no agent answers on the instance")
 	ErrStalled = errors.New("the capture makes no progress")
+	ErrEnded   = errors.New("ended by an operator")
 )
 
 // Ledger records what may be stored; package ledger has it.
@@ -44,9 +45,15 @@ type Capture struct {
 	Kind         evidence.Kind
 	MemorySource wire.MemorySource
 	Compression  wire.Compression
+	Limits       *wire.Limits // of memory, to begin with; nil: none
+
+	// Asked is what operators have asked of the capture since it was first
+	// ordered, where it is taken up again; nil: nothing.
+	Asked *wire.ControlCaptureRequest
 
 	// Absent is how long to wait for an agent that is not attached, and
-	// Stall how long for one that makes no progress.
+	// Stall how long for one that makes no progress, though it should: one
+	// that is paused may stand still, and one that has limits may be slow.
 	Absent, Stall time.Duration
 }
 
@@ -82,6 +89,8 @@ type capture struct {
 	Capture
 	agent    agentKey
 	order    *wire.Order
+	control  *wire.Control // how it is to go on; nil: as ordered. Never changed, but replaced
+	cancel   chan string   // why it is to end now; holds one
 	progress *wire.Progress
 	moved    time.Time // when it last made progress
 	seen     time.Time // when its agent was last attached
@@ -104,8 +113,9 @@ func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 		return Result{}, fmt.Errorf("cannot order capture %s: it has no deadline", c.ID)
 	}
 	run := &capture{Capture: c, agent: agentKey{c.Instance.Account, c.Instance.Region, c.Instance.ID},
-		moved: time.Now(), seen: time.Now(), result: make(chan Result, 1)}
+		moved: time.Now(), seen: time.Now(), result: make(chan Result, 1), cancel: make(chan string, 1)}
 	run.order = orderOf(c, time.Until(deadline))
+	run.ask(c.Asked)
 	f.mu.Lock()
 	if f.captures[c.ID] != nil {
 		f.mu.Unlock()
@@ -113,7 +123,7 @@ func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	}
 	f.captures[c.ID] = run
 	if a := f.agents[run.agent]; a != nil {
-		a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Order{Order: run.order}})
+		run.send(a)
 	}
 	f.mu.Unlock()
 
@@ -140,6 +150,8 @@ func (f *Fleet) await(ctx context.Context, run *capture) (Result, error) {
 			return r, nil
 		case <-ctx.Done():
 			return Result{}, context.Cause(ctx)
+		case why := <-run.cancel:
+			return Result{}, fmt.Errorf("%w: %s", ErrEnded, text(why))
 		case <-tick.C:
 			if err := f.check(run, time.Now()); err != nil {
 				return Result{}, err
@@ -157,23 +169,13 @@ func (f *Fleet) check(run *capture, now time.Time) error {
 	} else if now.Sub(run.seen) >= run.Absent {
 		return fmt.Errorf("%w %s for %v", ErrAbsent, run.Instance.ID, now.Sub(run.seen).Round(time.Second))
 	}
-	if now.Sub(run.moved) >= run.Stall {
+	if run.paused() {
+		run.moved = now
+	}
+	if now.Sub(run.moved) >= run.patience() {
 		return fmt.Errorf("%w for %v", ErrStalled, now.Sub(run.moved).Round(time.Second))
 	}
 	return nil
-}
-
-// Progress gives how far the running captures of a case have come.
-func (f *Fleet) Progress(caseID string) []*wire.Progress {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var out []*wire.Progress
-	for _, c := range f.captures {
-		if c.Case == caseID && c.progress != nil {
-			out = append(out, c.progress)
-		}
-	}
-	return out
 }
 
 // Agents gives the attached agents.
@@ -191,7 +193,7 @@ func orderOf(c Capture, limit time.Duration) *wire.Order {
 	o := &wire.Order{Id: c.ID, CaseId: c.Case, TimeLimit: durationpb.New(limit)}
 	switch c.Kind {
 	case evidence.Memory:
-		o.Capture = &wire.Order_Memory{Memory: &wire.MemoryCapture{Source: c.MemorySource, Compression: c.Compression}}
+		o.Capture = &wire.Order_Memory{Memory: &wire.MemoryCapture{Source: c.MemorySource, Compression: c.Compression, Limits: c.Limits}}
 	case evidence.Volatile:
 		o.Capture = &wire.Order_Volatile{Volatile: &wire.ArtifactCapture{Compression: c.Compression}}
 	case evidence.Symbols:

@@ -35,6 +35,18 @@ func (f *Folder) Open(_ context.Context, key string) (io.ReadCloser, error) {
 	return file, nil
 }
 
+// OpenRange implements evidence.Objects.
+func (f *Folder) OpenRange(_ context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	file, err := f.root.Open(key)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open object: %w", err)
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(file, offset, length), file}, nil
+}
+
 // Keys implements Objects.
 func (f *Folder) Keys(ctx context.Context, prefix string) ([]string, error) {
 	var keys []string

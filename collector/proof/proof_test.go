@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,6 +146,29 @@ func TestNoKeyLeadsOutOfTheFolder(t *testing.T) {
 		if r, err := folder.Open(t.Context(), key); err == nil {
 			r.Close()
 			t.Errorf("%s was opened", key)
+		}
+		if r, err := folder.OpenRange(t.Context(), key, 0, 1); err == nil {
+			r.Close()
+			t.Errorf("%s was opened", key)
+		}
+	}
+}
+
+func TestAStretchOfAFile(t *testing.T) {
+	dir := t.TempDir()
+	rewrite("object", "0123456789")(t, dir)
+	folder, err := OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	for want, at := range map[string][2]int64{"345": {3, 3}, "89": {8, 5}, "": {10, 1}} {
+		r, err := folder.OpenRange(t.Context(), "object", at[0], at[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || string(got) != want || r.Close() != nil {
+			t.Errorf("%v gives %q, %v; want %q", at, got, err, want)
 		}
 	}
 }

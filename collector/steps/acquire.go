@@ -29,9 +29,10 @@ func (s *Story) capture(kind evidence.Kind) func(context.Context, *playbook.Run)
 		if err != nil {
 			return playbook.Again{Err: err}
 		}
+		id := c.ID + "/" + string(kind)
 		result, err := s.Fleet.Capture(ctx, fleet.Capture{
-			ID: c.ID + "/" + string(kind), Case: c.ID, Instance: c.Instance, Kind: kind,
-			MemorySource: s.MemorySource, Compression: s.Compression,
+			ID: id, Case: c.ID, Instance: c.Instance, Kind: kind,
+			MemorySource: s.MemorySource, Compression: s.Compression, Limits: s.MemoryLimits, Asked: asked(c, id),
 			Absent: max(leastWait, s.Limits.Agent-time.Since(c.Opened)), Stall: s.Limits.Stall,
 		})
 		if stopping(ctx) {
@@ -44,6 +45,20 @@ func (s *Story) capture(kind evidence.Kind) func(context.Context, *playbook.Run)
 		defer cancel()
 		return s.book(after, run, c.ID, kind, result, err)
 	}
+}
+
+// asked gives what operators have asked of a capture before the collector was
+// restarted, nil where that is nothing.
+func asked(c casefile.Case, id string) *wire.ControlCaptureRequest {
+	sum, ok := c.Asked(id)
+	if !ok {
+		return nil
+	}
+	q := &wire.ControlCaptureRequest{CaseId: c.ID, Paused: sum.Paused, Cancel: sum.Cancel}
+	if sum.Limits != nil {
+		q.Limits = &wire.Limits{CpuPercent: sum.Limits.CPUPercent, BytesPerSecond: sum.Limits.BytesPerSecond}
+	}
+	return q
 }
 
 // book closes what the capture left open, and writes down what there is.

@@ -12,6 +12,9 @@ import (
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
+// operator is the name in the manifest of what an operator did to a capture.
+const operator = "operator"
+
 // seal signs the manifest and stores it. Once a signature is stored it
 // stays: a repeated step takes it over instead of making a second truth.
 func (s *Story) seal(ctx context.Context, run *playbook.Run) error {
@@ -87,6 +90,10 @@ func (s *Story) manifest(ctx context.Context, c casefile.Case) (evidence.Manifes
 			m.Actions = append(m.Actions, evidence.Action{Step: step.Name, Started: step.Started, Ended: step.Ended,
 				Outcome: string(step.Outcome), Detail: step.Detail})
 		}
+	}
+	for _, asked := range c.Controls {
+		m.Actions = append(m.Actions, evidence.Action{Step: operator, Started: asked.Time, Ended: asked.Time,
+			Outcome: string(casefile.Done), Detail: asked.String()})
 	}
 	return m, nil
 }

@@ -76,6 +76,7 @@ type Story struct {
 
 	MemorySource wire.MemorySource
 	Compression  wire.Compression
+	MemoryLimits *wire.Limits // of a memory image, to begin with
 }
 
 // Steps gives the chapters of a case that acts.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/quicklime-ir/quicklime/packaging/lab/bench"
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
 	"github.com/quicklime-ir/quicklime/packaging/lab/demo"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
@@ -21,6 +22,7 @@ import (
 
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Run the main job, from a finding to a sealed case, and check it."`
+	Bench   benchCmd   `cmd:"" help:"Measure a memory capture, a line for each figure: name value unit."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
 	S3      s3Cmd      `cmd:"" name:"s3" help:"Serve S3 in this process; the lab starts it by itself." hidden:""`
 }
@@ -66,6 +68,37 @@ func (c *demoCmd) Run(ctx context.Context) error {
 	}
 	fmt.Println("every check held")
 	return nil
+}
+
+type benchCmd struct {
+	Bin    string   `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
+	Source string   `help:"The repository, whose benchmarks are run." type:"path" default:"."`
+	Rounds int      `help:"Readings of /proc/kcore, of which the median counts." default:"5"`
+	Part   []string `help:"What to measure: ${enum}; all of it by default." enum:"kcore,object,encode"`
+}
+
+func (c *benchCmd) Run(ctx context.Context) error {
+	if c.Rounds < 1 {
+		return fmt.Errorf("cannot take the median of %d rounds: want 1 or more", c.Rounds)
+	}
+	binaries, err := world.BinariesIn(c.Bin)
+	if err != nil {
+		return err
+	}
+	kit, err := prepare(ctx)
+	if err != nil {
+		return err
+	}
+	cache, err := guest.CacheDir()
+	if err != nil {
+		return err
+	}
+	parts := c.Part
+	if len(parts) == 0 {
+		parts = bench.Parts
+	}
+	return bench.Run(ctx, bench.Options{Binaries: binaries, Kit: kit, Cache: cache, Source: c.Source, Rounds: c.Rounds, Parts: parts,
+		Out: os.Stdout, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
 
 type prepareCmd struct{}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -18,11 +20,17 @@ import (
 type Objects interface {
 	// Open gives the bytes of one object, from its first to its last.
 	Open(ctx context.Context, key string) (io.ReadCloser, error)
+	// OpenRange gives length bytes of one object from offset on, and fewer
+	// where it ends before, down to none at or after its end. It may be called
+	// by many goroutines.
+	OpenRange(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error)
 }
 
 // Options say how to verify.
 type Options struct {
-	Parallel int // items at a time; 0 is one for each processor
+	// Parallel is how many items, or parts of images, are read at a time; 0 is
+	// one for each processor.
+	Parallel int
 }
 
 // Report is what Verify found, in the manifest's order.
@@ -34,18 +42,29 @@ type Report struct {
 // ItemReport is what Verify found out about one item. What it counts and
 // hashes are the bytes as read, not what the manifest says of them.
 type ItemReport struct {
-	Key       string
-	Kind      Kind
-	Status    Status // as the manifest has it
-	Error     string // why the item is partial, as the manifest has it
-	Size      uint64 // bytes read
-	SHA256    string // of all bytes read, as hex; "" where none were
-	Composite string // as S3 computes it, of the parts as read
-	Ranges    []lime.Range
+	Key    string
+	Kind   Kind
+	Status Status // as the manifest has it
+	Error  string // why the item is partial, as the manifest has it
+	Size   uint64 // bytes read
+	// SHA256 is of all bytes read, as hex. It is "" where none were, and of an
+	// image, whose parts are read side by side: Composite stands for it.
+	SHA256    string
+	Composite string       // as S3 computes it, of the parts as read; "" where none were
+	Ranges    []lime.Range // memory that was walked, record by record
 	Missing   []lime.Range // memory that no stored part holds
+	PageFlags string       // of an image, as the manifest has it
 	Gaps      int
-	GapBytes  uint64 // missing memory included; at most math.MaxUint64
+	GapBytes  uint64      // missing memory included; at most math.MaxUint64
+	Reasons   []GapReason // the same, by reason, ascending
 	Checks    []Check
+}
+
+// GapReason is how many gaps an image has for one reason.
+type GapReason struct {
+	Reason Reason
+	Gaps   int
+	Bytes  uint64
 }
 
 // Check is one question that was asked of an item, and its answer.
@@ -67,67 +86,101 @@ func (r ItemReport) OK() bool {
 
 // Verify reads every stored item of a manifest once, and holds its bytes
 // against what the manifest says: the size and hash of each part, the hash of
-// the whole, and that the bytes are the format that they should be. It holds
-// no more than one zstd window and one line of an item at a time, whatever
-// the bytes are. What is wrong is in the report; the error is ctx's own, of a
-// verification that did not come to its end.
+// the whole, and that the bytes are the format that they should be. The parts
+// of an image are read side by side, as each begins with a record and a frame
+// of its own. It holds no more than a zstd window and a few hundred KiB, or
+// one line of a table, for each of Options.Parallel, and a seek table for
+// each image, whatever the bytes are. What is wrong is in the report; the
+// error is ctx's own, of a verification that did not come to its end.
 func Verify(ctx context.Context, objects Objects, m Manifest, o Options) (Report, error) {
 	if o.Parallel <= 0 {
 		o.Parallel = runtime.GOMAXPROCS(0)
 	}
 	report := Report{Items: make([]ItemReport, len(m.Items)), OK: true}
+	images := make([]*image, len(m.Items))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(o.Parallel)
-	for i, item := range m.Items {
+	work := func(do func()) {
 		group.Go(func() error {
 			if ctx.Err() == nil {
-				report.Items[i] = verifyItem(ctx, objects, item)
+				do()
 			}
 			return context.Cause(ctx)
 		})
 	}
+	for i, item := range m.Items {
+		r := &report.Items[i]
+		*r = begin(item)
+		switch {
+		case len(item.Parts) == 0 || ctx.Err() != nil:
+		case item.Format == LiME:
+			images[i] = newImage(ctx, objects, item)
+			for n := range item.Parts {
+				work(func() { images[i].readPart(n) })
+			}
+		default:
+			work(func() { verifyStream(ctx, objects, item, r) })
+		}
+	}
 	if err := group.Wait(); err != nil {
 		return Report{}, fmt.Errorf("cannot verify evidence: %w", err)
 	}
-	for _, r := range report.Items {
-		report.OK = report.OK && r.OK()
+	for i := range report.Items {
+		if images[i] != nil {
+			images[i].tell(&report.Items[i])
+		}
+		report.OK = report.OK && report.Items[i].OK()
 	}
 	return report, nil
 }
 
-// verifyItem asks all that can be asked of one item.
-func verifyItem(ctx context.Context, objects Objects, item Item) ItemReport {
-	r := ItemReport{Key: item.Key, Kind: item.Kind, Status: item.Status, Error: item.Error, Missing: item.Missing()}
+// begin tells of an item what the manifest alone can tell.
+func begin(item Item) ItemReport {
+	r := ItemReport{Key: item.Key, Kind: item.Kind, Status: item.Status, Error: item.Error, Missing: item.Missing(), PageFlags: item.PageFlags}
+	reasons := map[Reason]GapReason{}
 	for _, gap := range item.Gaps() {
 		r.Gaps++
 		r.GapBytes = add(r.GapBytes, gap.Range.Len())
+		sum := reasons[gap.Reason]
+		reasons[gap.Reason] = GapReason{gap.Reason, sum.Gaps + 1, add(sum.Bytes, gap.Range.Len())}
+	}
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		r.Reasons = append(r.Reasons, reasons[reason])
 	}
 	r.check("manifest", checkItem(item))
-	if len(item.Parts) == 0 {
-		return r
+	if item.Format == LiME {
+		r.check("truth map", checkImage(item))
 	}
+	return r
+}
+
+// verifyStream reads an item from its first byte to its last.
+func verifyStream(ctx context.Context, objects Objects, item Item, r *ItemReport) {
 	src, err := objects.Open(ctx, item.Key)
 	r.check("object", err)
 	if err != nil {
-		return r
+		return
 	}
 	defer src.Close()
 	object := newObject(ctx, src, item.Parts)
-	detail, err := walk(object, item, &r)
+	detail, err := walk(object, item)
 	_, _ = io.Copy(io.Discard, object) // what the walk left; object keeps its error
 	r.Size, r.SHA256, r.Composite = object.size, object.SHA256().String(), Composite(object.read)
 	r.Checks = append(r.Checks, object.checks()...)
-	if item.SHA256 != r.Composite {
-		err := fmt.Errorf("the object's is %s, the manifest's %.100q", r.Composite, item.SHA256)
-		r.check("composite", err)
-	} else {
-		r.check("composite", nil)
-	}
+	r.checkComposite(item)
 	r.check(string(item.Format), err)
 	if err == nil {
 		r.Checks[len(r.Checks)-1].Detail = detail
 	}
-	return r
+}
+
+// checkComposite compares the hash of the parts' hashes.
+func (r *ItemReport) checkComposite(item Item) {
+	var err error
+	if item.SHA256 != r.Composite {
+		err = fmt.Errorf("the object's is %s, the manifest's %.100q", r.Composite, item.SHA256)
+	}
+	r.check("composite", err)
 }
 
 // check adds the answer to one question.
@@ -177,6 +230,48 @@ func checkItem(item Item) error {
 		return nil
 	}
 	return errors.New(strings.Join(faults, "; "))
+}
+
+// checkImage holds the truth map of an image against the memory that its
+// parts should hold: part N the Nth stretch of its RAM, each gap in the memory
+// of its part, and the seek table none of it.
+func checkImage(item Item) error {
+	parts := lime.Parts(item.RAM, item.PartRAMBytes)
+	if parts < 1 || parts > MaxParts || !ascending(item.RAM) {
+		return fmt.Errorf("its RAM of %d ranges would be in %d parts of %d bytes, want ascending ranges in 1 to %d", len(item.RAM), parts, item.PartRAMBytes, MaxParts)
+	}
+	plan := lime.Plan(item.RAM, item.PartRAMBytes)
+	data, table := item.Split()
+	var faults []string
+	fault := func(format string, args ...any) {
+		if len(faults) < maxFaults {
+			faults = append(faults, fmt.Sprintf(format, args...))
+		}
+	}
+	for _, p := range data {
+		if n := int(p.Number); n < 1 || n > len(plan) || !slices.Equal(p.Ranges, plan[n-1]) {
+			fault("part %d does not hold the memory that is planned for it", p.Number)
+		} else if err := CheckGaps(p); err != nil {
+			fault("part %d: %v", p.Number, err)
+		}
+	}
+	if table != nil && (table.RawSize != 0 || len(table.Ranges) > 0 || len(table.Gaps) > 0) {
+		fault("part %d, the seek table, is said to hold memory", table.Number)
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(faults, "; "))
+}
+
+// ascending reports whether ranges are none of them empty, in order, and apart.
+func ascending(ranges []lime.Range) bool {
+	for i, r := range ranges {
+		if r.End < r.Start || r.Len() == 0 || i > 0 && r.Start <= ranges[i-1].End {
+			return false
+		}
+	}
+	return true
 }
 
 // nothing reports whether an item is whole without a part: what an agent

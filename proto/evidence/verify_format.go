@@ -8,18 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/klauspost/compress/zstd"
-
-	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
 // Bounds of what a walk holds at a time.
 const (
 	maxWindow = 8 << 20  // of zstd; RFC 8878 asks this much of every decoder
 	maxLine   = 16 << 20 // of JSONL
-	maxRanges = 1 << 16  // of memory, neighbours joined
 	walkBytes = 256 << 10
 )
 
@@ -28,7 +24,7 @@ const (
 const tarEnd = 1024
 
 // walk reads an item's format to its end. Its text says what it found.
-func walk(o *object, item Item, r *ItemReport) (string, error) {
+func walk(o *object, item Item) (string, error) {
 	parts, cut := joined(item)
 	if parts == 0 {
 		return "part 1 is not stored, so the others cannot be read as one stream; their hashes stand for them", nil
@@ -39,16 +35,15 @@ func walk(o *object, item Item, r *ItemReport) (string, error) {
 	}
 	var src io.Reader = prefix{o, parts}
 	if item.Compression == Zstd {
-		decoder, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
+		decoder, err := newDecoder(src)
 		if err != nil {
-			return "", fmt.Errorf("cannot decompress: %w", err)
+			return "", err
 		}
 		defer decoder.Close()
 		src = decoder
 	}
 	raw := &bounded{src: src, max: want}
-	detail, err := walkFormat(bufio.NewReaderSize(raw, walkBytes), item, cut, r)
+	detail, err := walkFormat(bufio.NewReaderSize(raw, walkBytes), item, cut)
 	if err == nil && raw.n != want {
 		err = fmt.Errorf("the stream has %d bytes, its parts say %d", raw.n, want)
 	}
@@ -58,11 +53,10 @@ func walk(o *object, item Item, r *ItemReport) (string, error) {
 	return detail, err
 }
 
-// joined is how many parts can be read as one stream, and whether that
-// stream may end anywhere. Each part of an image begins with a record, so any
-// of them can be joined; of other formats, those up to the first one missing.
+// joined is how many parts can be read as one stream, those up to the first
+// one missing, and whether that stream may end anywhere.
 func joined(item Item) (parts int, cut bool) {
-	if item.Format == LiME || item.Status == Whole {
+	if item.Status == Whole {
 		return len(item.Parts), false
 	}
 	for parts < len(item.Parts) && int(item.Parts[parts].Number) == parts+1 {
@@ -71,10 +65,18 @@ func joined(item Item) (parts int, cut bool) {
 	return parts, true
 }
 
-func walkFormat(src *bufio.Reader, item Item, cut bool, r *ItemReport) (string, error) {
+// newDecoder gives a decoder that holds one window, whatever it reads.
+func newDecoder(src io.Reader) (*zstd.Decoder, error) {
+	decoder, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
+	if err != nil {
+		return nil, fmt.Errorf("cannot decompress: %w", err)
+	}
+	return decoder, nil
+}
+
+func walkFormat(src *bufio.Reader, item Item, cut bool) (string, error) {
 	switch item.Format {
-	case LiME:
-		return walkLiME(src, item, r)
 	case JSONL:
 		return walkJSONL(src, cut)
 	case Tar:
@@ -82,36 +84,6 @@ func walkFormat(src *bufio.Reader, item Item, cut bool, r *ItemReport) (string, 
 	}
 	_, err := io.Copy(io.Discard, src)
 	return "", errors.Join(fmt.Errorf("format %.40q is unknown", string(item.Format)), err)
-}
-
-// walkLiME goes from record to record, and compares the memory that they
-// cover with what the item's stored parts should cover.
-func walkLiME(src io.Reader, item Item, r *ItemReport) (string, error) {
-	image, records := lime.NewReader(src), 0
-	for {
-		record, err := image.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return "", fmt.Errorf("after %d records, last %s: %w", records, lastRange(r.Ranges), err)
-		}
-		records++
-		if n := len(r.Ranges); n > 0 && r.Ranges[n-1].End == record.Start-1 {
-			r.Ranges[n-1].End = record.End
-		} else if n == maxRanges {
-			return "", fmt.Errorf("it has over %d separate ranges of memory", maxRanges)
-		} else {
-			r.Ranges = append(r.Ranges, record)
-		}
-	}
-	want := lime.Subtract(item.RAM, r.Missing)
-	if slices.Equal(r.Ranges, want) {
-		return fmt.Sprintf("%d records walked to the end, %d ranges of memory", records, len(r.Ranges)), nil
-	}
-	lack, more := lime.Subtract(want, r.Ranges), lime.Subtract(r.Ranges, want)
-	return "", fmt.Errorf("the image does not cover the memory that it should: %d ranges lack, first %s; %d are too many, first %s",
-		len(lack), firstRange(lack), len(more), firstRange(more))
 }
 
 // walkJSONL reads line by line; each must be an object.
@@ -230,18 +202,4 @@ func (b *bounded) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("the stream has more than the %d bytes that its parts say", b.max)
 	}
 	return n, err
-}
-
-func firstRange(r []lime.Range) string {
-	if len(r) == 0 {
-		return "none"
-	}
-	return r[0].String()
-}
-
-func lastRange(r []lime.Range) string {
-	if len(r) == 0 {
-		return "none"
-	}
-	return r[len(r)-1].String()
 }

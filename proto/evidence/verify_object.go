@@ -26,8 +26,7 @@ type object struct {
 	extra bool  // there are bytes after the last part
 	err   error // why there is no more to read; io.EOF after the last part
 
-	faults  []Check
-	skipped int // faults beyond maxFaults
+	faults
 }
 
 func newObject(ctx context.Context, src io.Reader, parts []Part) *object {
@@ -80,7 +79,7 @@ func (o *object) endPart() {
 	want := o.parts[len(o.read)]
 	got := Part{Number: want.Number, Size: o.fill, SHA256: Digest(o.part.Sum(nil))}
 	if got.SHA256 != want.SHA256 {
-		o.fault(partName(want), fmt.Sprintf("its SHA-256 is %v, the manifest's %v%s", got.SHA256, want.SHA256, o.whose(got.SHA256)))
+		o.fault(partName(want), wrongHash(got, want, o.parts))
 	}
 	o.read = append(o.read, got)
 	o.fill = 0
@@ -101,43 +100,55 @@ func (o *object) cut(err error) {
 	o.read = append(o.read, Part{Number: want.Number, Size: o.fill, SHA256: Digest(o.part.Sum(nil))})
 }
 
-// whose says which part a hash belongs to, if it is another's.
-func (o *object) whose(d Digest) string {
-	for _, p := range o.parts {
-		if p.SHA256 == d {
-			return fmt.Sprintf(": these are the bytes of part %d", p.Number)
-		}
-	}
-	return ""
-}
-
-func (o *object) fault(name, detail string) {
-	if len(o.faults) == maxFaults {
-		o.skipped++
-		return
-	}
-	o.faults = append(o.faults, Check{Name: name, Detail: detail})
-}
-
 // checks gives what was found about the parts, after the last read.
-func (o *object) checks() []Check {
-	checks := o.faults
-	if o.skipped > 0 {
-		checks = append(checks, Check{Name: "parts", Detail: fmt.Sprintf("%d more parts are not what they should be", o.skipped)})
-	}
-	if len(checks) == 0 {
-		checks = []Check{{Name: "parts", OK: true, Detail: fmt.Sprintf("%d parts have the size and hash that they should", len(o.parts))}}
-	}
-	if o.extra {
-		checks = append(checks, Check{Name: "end", Detail: fmt.Sprintf("there are bytes after part %d, the last", o.parts[len(o.parts)-1].Number)})
-	}
-	return checks
-}
+func (o *object) checks() []Check { return o.faults.checks(o.parts, o.extra) }
 
 // SHA256 is the hash of all bytes read so far.
 func (o *object) SHA256() Digest { return Digest(o.whole.Sum(nil)) }
 
 func partName(p Part) string { return fmt.Sprintf("part %d", p.Number) }
+
+// wrongHash says whose hash a part has, if it is another's.
+func wrongHash(got, want Part, parts []Part) string {
+	text := fmt.Sprintf("its SHA-256 is %v, the manifest's %v", got.SHA256, want.SHA256)
+	for _, p := range parts {
+		if p.SHA256 == got.SHA256 {
+			return text + fmt.Sprintf(": these are the bytes of part %d", p.Number)
+		}
+	}
+	return text
+}
+
+// faults gathers what is wrong with an item's parts, maxFaults of them one by
+// one.
+type faults struct {
+	found   []Check
+	skipped int
+}
+
+func (f *faults) fault(name, detail string) {
+	if len(f.found) == maxFaults {
+		f.skipped++
+		return
+	}
+	f.found = append(f.found, Check{Name: name, Detail: detail})
+}
+
+// checks gives what was found, of an object with bytes after its last part
+// where extra is true.
+func (f *faults) checks(parts []Part, extra bool) []Check {
+	checks := f.found
+	if f.skipped > 0 {
+		checks = append(checks, Check{Name: "parts", Detail: fmt.Sprintf("%d more parts are not what they should be", f.skipped)})
+	}
+	if len(checks) == 0 {
+		checks = []Check{{Name: "parts", OK: true, Detail: fmt.Sprintf("%d parts have the size and hash that they should", len(parts))}}
+	}
+	if extra {
+		checks = append(checks, Check{Name: "end", Detail: fmt.Sprintf("there are bytes after part %d, the last", parts[len(parts)-1].Number)})
+	}
+	return checks
+}
 
 // prefix reads the first n parts of an object.
 type prefix struct {

@@ -11,7 +11,7 @@ import (
 // Bounds of what a report for a person prints of one item.
 const (
 	maxText    = 1024 // bytes of one word or reason
-	maxMissing = 16   // ranges
+	maxMissing = 16   // ranges, or reasons
 )
 
 // WriteText prints a report for a person: a line for each item, and under it
@@ -32,7 +32,10 @@ func (r ItemReport) writeText(w io.Writer) {
 	}
 	fmt.Fprintf(w, "%-9s %s  %s %s, %d bytes\n", verdict, word(r.Key), word(string(r.Kind)), word(string(r.Status)), r.Size)
 	if r.SHA256 != "" {
-		fmt.Fprintf(w, "          sha256 %s\n          composite %s\n", r.SHA256, r.Composite)
+		fmt.Fprintf(w, "          sha256 %s\n", r.SHA256)
+	}
+	if r.Composite != "" {
+		fmt.Fprintf(w, "          composite %s\n", r.Composite)
 	} else {
 		fmt.Fprintf(w, "          nothing of it was read\n")
 	}
@@ -55,6 +58,16 @@ func (r ItemReport) writeText(w io.Writer) {
 	}
 	if r.Gaps > 0 {
 		fmt.Fprintf(w, "          %d gaps, %d bytes that are not what the host's memory held\n", r.Gaps, r.GapBytes)
+		for i, reason := range r.Reasons {
+			if i == maxMissing {
+				fmt.Fprintf(w, "          and %d more reasons\n", len(r.Reasons)-i)
+				break
+			}
+			fmt.Fprintf(w, "            %s: %d gaps, %d bytes\n", word(string(reason.Reason)), reason.Gaps, reason.Bytes)
+		}
+	}
+	if r.PageFlags != "" {
+		fmt.Fprintf(w, "          page flags: %s\n", Plain(r.PageFlags))
 	}
 }
 

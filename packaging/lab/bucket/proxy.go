@@ -37,12 +37,21 @@ type Proxy struct {
 	requests map[string]int // by operation; owned by mu
 	parts    map[string]int // uploads of parts that were answered 200, by path; owned by mu
 	onPart   func(string)   // called after each with its path, without mu; owned by mu
+	onAnswer func(Answer)   // called with each of the server's, without mu; owned by mu
 }
 
 // Counts is what passed a proxy.
 type Counts struct {
 	Requests map[string]int // by operation, as Operation names them, faults included
 	Bytes    int64          // of bodies that clients sent
+}
+
+// Answer is one of the server's, as it passes on its way to a client.
+type Answer struct {
+	Operation string // as Operation names them
+	Path      string // of the request: bucket and key
+	Status    int
+	Time      time.Time
 }
 
 func newProxy(backend string, authority *pki.Authority) (*Proxy, error) {
@@ -101,6 +110,14 @@ func (p *Proxy) OnPart(f func(path string)) {
 	p.onPart = f
 }
 
+// OnAnswer has f called with each of the server's answers, from several
+// goroutines.
+func (p *Proxy) OnAnswer(f func(Answer)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onAnswer = f
+}
+
 // Struck is how often a fault has struck.
 func (p *Proxy) Struck() int {
 	p.mu.Lock()
@@ -157,6 +174,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *Proxy) count(answer *http.Response) error {
+	p.mu.Lock()
+	told := p.onAnswer
+	p.mu.Unlock()
+	if told != nil {
+		told(Answer{Operation: operation(answer.Request), Path: answer.Request.URL.Path, Status: answer.StatusCode, Time: time.Now()})
+	}
 	if answer.StatusCode != http.StatusOK || !PartUpload(answer.Request) {
 		return nil
 	}

@@ -78,14 +78,14 @@ func (e evidence) steps(context.Context) (string, error) {
 }
 
 // proven runs the command that anyone can run, and shows the objects with
-// their sizes and SHA-256 as it found them.
+// their sizes and hashes as it found them.
 func (e evidence) proven(ctx context.Context) (string, error) {
 	said, err := exec.CommandContext(ctx, e.binaries.Collector, "verify", "--dir", e.copied, "--key", e.key).CombinedOutput()
 	if err != nil || !strings.Contains(string(said), "PROVEN: case "+e.c.ID) {
 		return "", fmt.Errorf("verify: %w\n%s", err, said)
 	}
 	for line := range strings.Lines(string(said)) {
-		if strings.Contains(line, " cases/") || strings.Contains(line, " sha256 ") {
+		if strings.Contains(line, " cases/") || strings.Contains(line, " sha256 ") || strings.Contains(line, " composite ") {
 			fmt.Fprint(e.out, line)
 		}
 	}

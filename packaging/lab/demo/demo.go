@@ -33,13 +33,6 @@ const (
 	caseLimit = 15 * time.Minute
 )
 
-// agent's files in the guest.
-const (
-	certPath = "/etc/quicklime/agent.crt"
-	keyPath  = "/etc/quicklime/agent.key"
-	caPath   = "/etc/quicklime/ca.crt"
-)
-
 // Run runs the demo. Nothing of it is left running when it returns; a nil
 // error means that every check held.
 func Run(ctx context.Context, o Options) (err error) {
@@ -124,15 +117,12 @@ func folder(keep string) (dir string, done func() error, err error) {
 
 // boot starts the instance with the agent in it.
 func boot(ctx context.Context, o Options, w *world.World, console io.Writer) (*guest.VM, guest.Facts, error) {
-	pair, ca, err := w.AgentPair(world.Victim)
+	cfg, err := w.Guest(o.Kit, world.Victim)
 	if err != nil {
 		return nil, guest.Facts{}, err
 	}
-	vm, err := guest.Boot(ctx, guest.Config{Kit: o.Kit, Init: o.Binaries.Init, Agent: o.Binaries.Agent, Console: console,
-		AgentArgs: []string{"run", "--collector", w.CollectorGuestAddr(), "--cert", certPath, "--key", keyPath, "--ca", caPath, "--s3-ca", caPath},
-		Files: map[string]guest.File{
-			certPath: {Mode: 0o600, Data: pair.Cert}, keyPath: {Mode: 0o600, Data: pair.Key}, caPath: {Mode: 0o644, Data: ca},
-		}})
+	cfg.Console = console
+	vm, err := guest.Boot(ctx, cfg)
 	if err != nil {
 		return nil, guest.Facts{}, err
 	}

@@ -94,37 +94,64 @@ func complete(f Facts, s pact.Standing) (Facts, error) {
 // Command sends a verb of package pact to the guest's init and returns its
 // answer.
 func (vm *VM) Command(ctx context.Context, verb string) (string, error) {
-	answer := make(chan pact.Report, 1)
+	r, _, err := vm.ask(ctx, pact.Command{Verb: verb})
+	return r.Text, err
+}
+
+// Ended is how a program in the guest ended.
+type Ended struct {
+	Output []byte // standard output and error, as they came; at most pact.MaxOutput
+	Exit   int    // its exit code; 128 and the signal's number where one ended it
+}
+
+// Run runs a program in the guest as root and waits for it: path and
+// arguments, no shell. After limit it is killed, with all that it started. A
+// program that failed is no error; one that could not be run, wrote too much
+// or was killed for its time is.
+func (vm *VM) Run(ctx context.Context, limit time.Duration, argv ...string) (Ended, error) {
+	r, output, err := vm.ask(ctx, pact.Command{Verb: pact.VerbRun, Argv: argv, Limit: limit})
+	return Ended{Output: output, Exit: r.Exit}, err
+}
+
+// call is a command that was sent and is not answered yet.
+type call struct {
+	output []byte           // so far; owned by the VM's mu until the answer came
+	answer chan pact.Report // gets one
+}
+
+// ask sends a command and waits for its answer, and what came before it.
+func (vm *VM) ask(ctx context.Context, c pact.Command) (pact.Report, []byte, error) {
+	waiting := &call{answer: make(chan pact.Report, 1)}
 	vm.mu.Lock()
 	vm.nextID++
-	id := vm.nextID
-	vm.replies[id] = answer
+	c.ID = vm.nextID
+	vm.calls[c.ID] = waiting
 	err := vm.line.SetWriteDeadline(time.Now().Add(5 * time.Second))
 	if err == nil {
-		err = pact.Write(vm.line, pact.Command{ID: id, Verb: verb})
+		err = pact.Write(vm.line, c)
 	}
 	vm.mu.Unlock()
-	defer vm.forget(id)
+	defer vm.forget(c.ID)
 	if err != nil {
-		return "", fmt.Errorf("cannot tell the guest to %s: %w", verb, err)
+		return pact.Report{}, nil, fmt.Errorf("cannot tell the guest to %s: %w", c.Verb, err)
 	}
 	select {
-	case r := <-answer:
+	case r := <-waiting.answer:
 		if r.Error != "" {
-			return "", fmt.Errorf("the guest refused to %s: %s", verb, r.Error)
+			err = fmt.Errorf("the guest refused to %s: %s", c.Verb, r.Error)
 		}
-		return r.Text, nil
+		return r, waiting.output, err
 	case <-vm.done:
-		return "", fmt.Errorf("cannot tell the guest to %s: %w", verb, ErrDown)
+		return pact.Report{}, nil, fmt.Errorf("cannot tell the guest to %s: %w", c.Verb, ErrDown)
 	case <-ctx.Done():
-		return "", fmt.Errorf("cannot tell the guest to %s: %w", verb, context.Cause(ctx))
+		return pact.Report{}, nil, fmt.Errorf("cannot tell the guest to %s: %w", c.Verb, context.Cause(ctx))
 	}
 }
 
 func (vm *VM) forget(id int) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	delete(vm.replies, id)
+	delete(vm.calls, id)
 }
 
 // listen reads the guest's reports until the line closes.
@@ -148,10 +175,14 @@ func (vm *VM) take(r pact.Report) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	switch {
+	case r.Kind == pact.KindOutput:
+		if c, ok := vm.calls[r.ID]; ok && len(c.output)+len(r.Data) <= pact.MaxOutput {
+			c.output = append(c.output, r.Data...)
+		}
 	case r.Kind == pact.KindReply:
-		if answer, ok := vm.replies[r.ID]; ok {
-			delete(vm.replies, r.ID)
-			answer <- r
+		if c, ok := vm.calls[r.ID]; ok {
+			delete(vm.calls, r.ID)
+			c.answer <- r
 		}
 	case r.Kind == pact.KindAgent:
 		fmt.Fprintf(vm.tail, "lab: %s\n", strconv.QuoteToASCII(r.Text))

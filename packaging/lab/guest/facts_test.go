@@ -17,7 +17,7 @@ import (
 func wiredVM(t *testing.T) (*VM, net.Conn) {
 	t.Helper()
 	ours, theirs := net.Pipe()
-	vm := &VM{line: ours, tail: &tail{forward: io.Discard}, done: make(chan struct{}), ready: make(chan struct{}), replies: map[int]chan pact.Report{}}
+	vm := &VM{line: ours, tail: &tail{forward: io.Discard}, done: make(chan struct{}), ready: make(chan struct{}), calls: map[int]*call{}}
 	go func() {
 		vm.listen()
 		close(vm.done)
@@ -127,8 +127,8 @@ func TestCommand(t *testing.T) {
 	if _, err := vm.Command(t.Context(), "hang up"); !errors.Is(err, ErrDown) {
 		t.Errorf("got %v, want ErrDown", err)
 	}
-	if len(vm.replies) != 0 {
-		t.Errorf("%d answers are still awaited", len(vm.replies))
+	if len(vm.calls) != 0 {
+		t.Errorf("%d answers are still awaited", len(vm.calls))
 	}
 }
 

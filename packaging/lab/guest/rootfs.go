@@ -24,6 +24,9 @@ var networkModules = []string{
 	"virtio_pci_legacy_dev", "virtio_pci", "virtio_net",
 }
 
+// diskModules are what virtio disks take besides; ext4 is built in.
+var diskModules = []string{"virtio_blk"}
+
 // applets are the commands that an investigator at the console would miss.
 var applets = []string{"sh", "ash", "cat", "ls", "ps", "ip", "mount", "uname", "date", "dmesg", "free", "grep", "sleep", "netstat"}
 
@@ -31,7 +34,7 @@ var applets = []string{"sh", "ash", "cat", "ls", "ps", "ip", "mount", "uname", "
 // unpacking gzip costs more than loading the bytes does.
 func pack(w io.Writer, cfg Config, orders pact.Orders, traces []Trace, now time.Time) error {
 	files := machineFiles(cfg.Hostname, traces, now)
-	modules, err := packModules(files, *cfg.Kit)
+	modules, err := packModules(files, cfg)
 	if err != nil {
 		return err
 	}
@@ -88,9 +91,13 @@ func packProgram(files map[string]File, to, from string) error {
 	return nil
 }
 
-// packModules adds the network's modules where they are not built in, and
-// returns their paths in load order.
-func packModules(files map[string]File, kit Kit) ([]string, error) {
+// packModules adds the modules of network and disks where they are not built
+// in, and returns their paths in load order.
+func packModules(files map[string]File, cfg Config) ([]string, error) {
+	kit, wanted := cfg.Kit, networkModules
+	if len(cfg.Disks) > 0 {
+		wanted = slices.Concat(networkModules, diskModules)
+	}
 	builtin, err := os.ReadFile(filepath.Join(kit.ModuleDir, "modules.builtin"))
 	if err != nil {
 		return nil, fmt.Errorf("cannot tell which modules are built in: %w", err)
@@ -109,7 +116,7 @@ func packModules(files map[string]File, kit Kit) ([]string, error) {
 		have[moduleName(strings.TrimSpace(line))] = ""
 	}
 	var order []string
-	for _, name := range networkModules {
+	for _, name := range wanted {
 		from, known := have[name]
 		if !known {
 			return nil, fmt.Errorf("cannot find the module %s of kernel %s", name, kit.Release)

@@ -42,8 +42,15 @@ type Config struct {
 	MemoryMiB  int             // 0 means 512
 	CPUs       int             // 0 means 2
 	Hostname   string          // "" means ip-10-0-2-15
+	Disks      []Disk          // /dev/vda, /dev/vdb, …; nothing mounts them
 	KernelArgs []string        // more kernel arguments, such as lockdown=integrity
 	Console    io.Writer       // gets the console's bytes; its errors are ignored; nil keeps the tail only
+}
+
+// Disk is a virtio disk of the guest.
+type Disk struct {
+	Path     string // an image, byte for byte; not changed where it is ReadOnly
+	ReadOnly bool
 }
 
 // VM is a running guest. Its process dies with this one, whatever ends it.
@@ -63,7 +70,7 @@ type VM struct {
 	standing *pact.Standing
 	fault    string
 	nextID   int
-	replies  map[int]chan pact.Report
+	calls    map[int]*call // by id
 }
 
 // Boot packs an initramfs in memory and starts the guest, emulated in software:
@@ -110,7 +117,7 @@ func boot(ctx context.Context, cfg Config) (*VM, error) {
 	}
 	vm := &VM{
 		started: time.Now(), beacon: home, tail: &tail{forward: cfg.Console},
-		done: make(chan struct{}), ready: make(chan struct{}), replies: map[int]chan pact.Report{},
+		done: make(chan struct{}), ready: make(chan struct{}), calls: map[int]*call{},
 		facts: hostFacts(seed, cfg, home),
 	}
 	orders := pact.Orders{Seed: seed, Hostname: cfg.Hostname, Beacon: vm.facts.Beacon, Args: cfg.AgentArgs, Env: cfg.AgentEnv}
@@ -180,7 +187,7 @@ func (vm *VM) tend(cmd *exec.Cmd, failed chan<- error) {
 // initramfs.
 func arguments(cfg Config) []string {
 	kernel := append([]string{"console=ttyS0", "quiet", "panic=-1"}, cfg.KernelArgs...)
-	return []string{
+	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", processor,
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB), "-rtc", "base=utc",
@@ -189,6 +196,17 @@ func arguments(cfg Config) []string {
 		"-chardev", "socket,id=line,fd=3", "-serial", "chardev:line",
 		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
 	}
+	for i, disk := range cfg.Disks {
+		mode := "off"
+		if disk.ReadOnly {
+			mode = "on"
+		}
+		name := fmt.Sprintf("disk%d", i)
+		args = append(args,
+			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,file.driver=file,file.filename=%s", name, mode, strings.ReplaceAll(disk.Path, ",", ",,")),
+			"-device", "virtio-blk-pci,drive="+name)
+	}
+	return args
 }
 
 // packInMemory packs into a file that has no name and goes with its last

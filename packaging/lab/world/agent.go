@@ -50,9 +50,9 @@ func (w *World) StartAgent(instance, image, root string) (*Agent, error) {
 	a := &Agent{stop: stop, done: make(chan error, 1)}
 	go func() { // ends with Stop
 		a.done <- s.Run(ctx, func(ctx context.Context, o session.Order, report func(session.Progress)) session.Result {
-			place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log}}
-			r := taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: "file", Compression: o.Compression}, place, func(p acquire.Progress) {
-				report(session.Progress{BytesRead: p.Read, BytesTotal: p.Total, BytesStored: p.Stored, PartsStored: p.Parts, Doing: p.Doing})
+			place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log, Throttle: o.Throttle}}
+			r := taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: "file", Compression: o.Compression, Throttle: o.Throttle}, place, func(p acquire.Progress) {
+				report(session.Progress{BytesRead: p.Read, BytesTotal: p.Total, BytesStored: p.Stored, PartsStored: p.Parts, Doing: p.Doing, Uplink: p.Uplink, Retries: p.Retries})
 			})
 			out := session.Result{Outcome: r.Status, Source: r.Source}
 			if r.Err != nil {

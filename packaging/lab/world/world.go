@@ -164,6 +164,9 @@ func (w *World) AgentFiles(instance string) (identity.Files, error) {
 	return identity.Files{Cert: cert, Key: key, CA: w.path("ca.crt")}, err
 }
 
+// Keys are those of the account's root, which may do all in the bucket.
+func (w *World) Keys() (access, secret string) { return accessKey, secretKey }
+
 // CollectorAddr is the agents' listener, for an agent on this host.
 func (w *World) CollectorAddr() string { return fmt.Sprintf("127.0.0.1:%d", w.port) }
 
@@ -212,6 +215,16 @@ func (w *World) StartCollector(ctx context.Context) error {
 		return fmt.Errorf("%w; its log ends:\n%s", err, w.LogTail())
 	}
 	return nil
+}
+
+// RestartCollector ends the collector in order, and starts it with other
+// flags.
+func (w *World) RestartCollector(ctx context.Context, flags ...string) error {
+	if err := w.StopCollector(); err != nil {
+		return err
+	}
+	w.cfg.Collector = flags
+	return w.StartCollector(ctx)
 }
 
 // KillCollector ends the collector as a power cut would.
@@ -263,6 +276,27 @@ func (w *World) Case(ctx context.Context, id string) (casefile.Case, []*wire.Pro
 	limited, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return client.Case(limited, id)
+}
+
+// CloseCase closes a case, as an operator does, so that the next finding opens
+// another.
+func (w *World) CloseCase(ctx context.Context, id, reason string) error {
+	client, err := desk.Dial(w.Data())
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return client.CloseCase(ctx, id, reason)
+}
+
+// Agents asks for the agents that are attached.
+func (w *World) Agents(ctx context.Context) ([]*wire.AttachedAgent, error) {
+	client, err := desk.Dial(w.Data())
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	return client.Agents(ctx)
 }
 
 // Find delivers a finding by GuardDuty's way.

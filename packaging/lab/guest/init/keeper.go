@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,16 +23,20 @@ type keeper struct {
 	args, env []string
 	line      *line
 
-	mu     sync.Mutex // guards pid and starts
-	pid    int        // the agent's, 0 while it is down
-	starts int
+	mu       sync.Mutex // guards the rest
+	pid      int        // the agent's, 0 while it is down
+	starts   int
+	programs map[int]chan unix.WaitStatus // the lab's, by pid; each gets its end
 }
+
+// environment is what every program starts with.
+var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
 
 func newKeeper(orders pact.Orders, line *line) *keeper {
 	return &keeper{
 		args: append([]string{pact.AgentPath}, orders.Args...),
-		env:  append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}, orders.Env...),
-		line: line,
+		env:  append(slices.Clone(environment), orders.Env...),
+		line: line, programs: map[int]chan unix.WaitStatus{},
 	}
 }
 
@@ -92,9 +97,23 @@ func (k *keeper) reapUntil(agent int) (unix.WaitStatus, error) {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return status, fmt.Errorf("cannot wait for children: %w", err)
-		case pid == agent && (status.Exited() || status.Signaled()):
+		case !status.Exited() && !status.Signaled():
+		case pid == agent:
 			return status, nil
+		default:
+			k.bury(pid, status)
 		}
+	}
+}
+
+// bury tells who waits for a child that it has ended; nobody does for an
+// orphan.
+func (k *keeper) bury(pid int, status unix.WaitStatus) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if ended, ok := k.programs[pid]; ok {
+		ended <- status
+		delete(k.programs, pid)
 	}
 }
 
@@ -115,8 +134,15 @@ func (k *keeper) obey(line *line) {
 			fmt.Fprintf(os.Stderr, "init: %v\n", err)
 			continue
 		}
-		text, err := k.do(c.Verb)
-		reply := pact.Report{Kind: pact.KindReply, ID: c.ID, Text: text}
+		reply := pact.Report{Kind: pact.KindReply, ID: c.ID}
+		var err error
+		if c.Verb == pact.VerbRun {
+			var output []byte
+			output, reply.Exit, err = k.run(c)
+			err = errors.Join(err, line.tell(c.ID, output))
+		} else {
+			reply.Text, err = k.do(c.Verb)
+		}
 		if err != nil {
 			reply.Error = err.Error()
 		}
@@ -145,6 +171,6 @@ func (k *keeper) do(verb string) (string, error) {
 	case pact.VerbPowerOff:
 		return "going down", nil
 	default:
-		return "", fmt.Errorf("cannot obey %q: want %s, %s or %s", verb, pact.VerbAgent, pact.VerbKillAgent, pact.VerbPowerOff)
+		return "", fmt.Errorf("cannot obey %q: want %s, %s, %s or %s", verb, pact.VerbAgent, pact.VerbKillAgent, pact.VerbRun, pact.VerbPowerOff)
 	}
 }

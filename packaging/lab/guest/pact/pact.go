@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // Places and numbers fixed for every guest.
@@ -40,8 +41,12 @@ const (
 const (
 	VerbKillAgent = "kill-agent" // SIGKILL the agent; init starts it again after a second. Answer: its pid.
 	VerbAgent     = "agent"      // answer: "PID STARTS", pid 0 while it is down
+	VerbRun       = "run"        // run a program as root. Answer: its output, in KindOutput reports, then its exit code.
 	VerbPowerOff  = "poweroff"   // halt the guest; answered before it goes down
 )
+
+// MaxOutput bounds what a program that VerbRun starts may write, in bytes.
+const MaxOutput = 1 << 20
 
 // ErrLongLine is returned for a line of more than 64 KiB.
 var ErrLongLine = errors.New("line is longer than 64 KiB")
@@ -60,11 +65,15 @@ type Orders struct {
 
 // Kinds of Report.
 const (
-	KindFacts = "facts" // once, when the intrusion stands and before the agent starts
-	KindAgent = "agent" // the agent started or ended; Text says which
-	KindReply = "reply" // answer to the command with the same ID
-	KindFault = "fault" // init cannot go on; Text says why, then it powers off
+	KindFacts  = "facts"  // once, when the intrusion stands and before the agent starts
+	KindAgent  = "agent"  // the agent started or ended; Text says which
+	KindOutput = "output" // Data is the next piece of what the command with the same ID wrote
+	KindReply  = "reply"  // answer to the command with the same ID
+	KindFault  = "fault"  // init cannot go on; Text says why, then it powers off
 )
+
+// MaxPiece bounds Data, in bytes: in base64 it must fit a line.
+const MaxPiece = 32 << 10
 
 // Report is one line from the guest.
 type Report struct {
@@ -72,6 +81,8 @@ type Report struct {
 	ID    int       `json:"id,omitempty"`
 	Text  string    `json:"text,omitempty"`
 	Error string    `json:"error,omitempty"`
+	Data  []byte    `json:"data,omitempty"`
+	Exit  int       `json:"exit,omitempty"` // of VerbRun's program; 128 and the signal's number where one ended it
 	Facts *Standing `json:"facts,omitempty"`
 }
 
@@ -89,8 +100,10 @@ type Standing struct {
 
 // Command is one line to the guest.
 type Command struct {
-	ID   int    `json:"id"`
-	Verb string `json:"verb"`
+	ID    int           `json:"id"`
+	Verb  string        `json:"verb"`
+	Argv  []string      `json:"argv,omitempty"`  // of VerbRun: an absolute path and the arguments
+	Limit time.Duration `json:"limit,omitempty"` // of VerbRun: then the program and its children are killed
 }
 
 // Write sends v as one line of JSON in a single Write call.

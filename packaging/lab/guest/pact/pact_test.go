@@ -3,6 +3,7 @@ package pact_test
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -47,7 +48,7 @@ func TestWriteThenDecode(t *testing.T) {
 	if err := pact.Decode(lines.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got != sent {
+	if !reflect.DeepEqual(got, sent) {
 		t.Errorf("got %+v, want %+v", got, sent)
 	}
 	if lines.Scan() {
@@ -63,6 +64,24 @@ func TestWriteRefusesALongLine(t *testing.T) {
 	}
 	if line.Len() != 0 {
 		t.Errorf("%d bytes were sent all the same", line.Len())
+	}
+}
+
+// TestAPieceFitsALine: the largest piece of output, of bytes that JSON would
+// escape, can be sent.
+func TestAPieceFitsALine(t *testing.T) {
+	var line bytes.Buffer
+	piece := pact.Report{Kind: pact.KindOutput, ID: 1 << 30, Data: bytes.Repeat([]byte{0xff}, pact.MaxPiece)}
+	if err := pact.Write(&line, piece); err != nil {
+		t.Fatal(err)
+	}
+	lines := pact.Lines(&line)
+	if !lines.Scan() {
+		t.Fatal(lines.Err())
+	}
+	var got pact.Report
+	if err := pact.Decode(lines.Bytes(), &got); err != nil || !bytes.Equal(got.Data, piece.Data) {
+		t.Errorf("%d bytes came, %v", len(got.Data), err)
 	}
 }
 
