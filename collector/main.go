@@ -33,6 +33,7 @@ type cli struct {
 	Trigger triggerCmd `cmd:"" help:"Hand in a finding as if it had come from the queue."`
 	Verify  verifyCmd  `cmd:"" help:"Prove that evidence is whole and unchanged."`
 	Export  exportCmd  `cmd:"" help:"Give a case's memory image in the form that a tool wants."`
+	Symbols symbolsCmd `cmd:"" help:"Make the symbol file by which Volatility 3 reads a case's memory image."`
 	Keygen  keygenCmd  `cmd:"" help:"Make the key that signs manifests."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

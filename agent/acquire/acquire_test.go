@@ -271,6 +271,23 @@ func TestArtifacts(t *testing.T) {
 	}
 }
 
+func TestSymbols(t *testing.T) {
+	a, _ := host(t)
+	s := newShelf()
+	if r := a.Run(t.Context(), Order{Kind: evidence.Symbols, Compression: evidence.Auto}, s, silent); r.Err != nil || r.Status != evidence.Whole {
+		t.Fatalf("result %+v", r)
+	}
+	if b := s.items["symbols"]; b == nil || !b.closed || b.why != nil || !bytes.Contains(b.bytes(t), []byte("bundle.json")) {
+		t.Error("the bundle is not stored")
+	}
+
+	s = newShelf()
+	s.fail["symbols"] = errors.New("refused: no room")
+	if r := a.Run(t.Context(), Order{Kind: evidence.Symbols, Compression: evidence.None}, s, silent); r.Status != "" || r.Err == nil {
+		t.Errorf("result %+v; want that nothing was stored", r)
+	}
+}
+
 func TestAFolder(t *testing.T) {
 	a, content := host(t)
 	dir := t.TempDir()

@@ -92,6 +92,7 @@ func (r *Report) table(b Bundle, info vmcoreinfo) (table, source, error) {
 		return live, source{}, err
 	}
 	r.odd("kallsyms", live)
+	live.add(info.symbols())
 	return live, sourceOf("symtab", "kallsyms", b.Kallsyms), live.unslide(r.Offset)
 }
 

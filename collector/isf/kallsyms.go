@@ -55,8 +55,27 @@ func parseSymbols(text []byte) (table, error) {
 		}
 		t.symbols = append(t.symbols, s)
 	}
-	slices.SortStableFunc(t.symbols, func(a, b symbol) int { return cmp.Compare(a.addr, b.addr) })
+	t.sort()
 	return t, nil
+}
+
+func (t *table) sort() {
+	slices.SortStableFunc(t.symbols, func(a, b symbol) int { return cmp.Compare(a.addr, b.addr) })
+}
+
+// add takes in what is not there yet by its name and lies in the kernel.
+func (t *table) add(more []symbol) {
+	first, ok := t.first()
+	have := map[string]bool{}
+	for _, s := range t.symbols {
+		have[s.name] = true
+	}
+	for _, s := range more {
+		if ok && s.addr >= first && !have[s.name] {
+			t.symbols = append(t.symbols, s)
+		}
+	}
+	t.sort()
 }
 
 func parseSymbol(fields [][]byte) (symbol, bool) {

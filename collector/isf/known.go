@@ -41,7 +41,8 @@ var known = map[string]string{
 	// sockstat, sockscan, netfilter, ip, check_afinfo.
 	"net_namespace_list": "list_head", "socket_file_ops": "file_operations", "sockfs_dentry_operations": "dentry_operations",
 	"tcp4_seq_ops": "seq_operations", "tcp6_seq_ops": "seq_operations", "udp_seq_ops": "seq_operations", "udp6_seq_ops": "seq_operations",
-	"raw_seq_ops": "seq_operations", "raw6_seq_ops": "seq_operations",
+	"raw_seq_ops": "seq_operations", "raw6_seq_ops": "seq_operations", "arp_seq_ops": "seq_operations", "unix_seq_ops": "seq_operations",
+	"tcp_seq_ops": "seq_operations", "packet_seq_ops": "seq_operations",
 	// check_idt, check_syscall.
 	"idt_table": "[256]gate_desc", "sys_call_table": "[]*void", "ia32_sys_call_table": "[]*void",
 	// ftrace, tracepoints, kallsyms.
@@ -55,11 +56,11 @@ var known = map[string]string{
 // needed are the symbols without which Volatility reads no image.
 var needed = []string{"linux_banner", "init_task", "init_mm", "init_files"}
 
-// asked are the types that Volatility looks up whatever the plugin; without
-// the first group it refuses the file.
 var (
+	// required are the types without which Volatility refuses the file.
 	required = []string{"file", "list_head", "hlist_head", "mm_struct", "super_block", "task_struct", "vm_area_struct", "qstr", "dentry",
 		"fs_struct", "files_struct", "kobject", "cred", "inode", "idr", "address_space", "page", "vfsmount", "mount"}
+	// asked are types that some plugins look up.
 	asked = []string{"mnt_namespace", "module", "bpf_prog", "bpf_prog_aux", "net", "net_device", "socket", "sock", "inet_sock", "unix_sock",
 		"netlink_sock", "packet_sock", "vsock_sock", "bt_sock", "xdp_sock", "tty_struct", "tty_driver", "fb_info", "ftrace_ops", "tracepoint"}
 )

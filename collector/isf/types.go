@@ -341,7 +341,8 @@ func enumBase(e *btf.Enum) string {
 	return pair[0]
 }
 
-// perCPU gives the variables that BTF knows, with their types.
+// variables gives those that BTF knows, with their types: per-processor ones,
+// and all of a kernel that was built so.
 func (t *types) variables() (map[string]btf.Type, error) {
 	out := map[string]btf.Type{}
 	for typ, err := range t.spec.All() {

@@ -27,6 +27,20 @@ func parseVMCoreInfo(text []byte) (vmcoreinfo, error) {
 	return v, nil
 }
 
+// symbols gives the addresses that it tells, among them those of kallsyms' own
+// tables, which kallsyms leaves out.
+func (v vmcoreinfo) symbols() []symbol {
+	var out []symbol
+	for key := range v {
+		name, isSymbol := strings.CutPrefix(key, "SYMBOL(")
+		addr, _, err := v.hex(key)
+		if name = strings.TrimSuffix(name, ")"); isSymbol && err == nil && plainName(name) && len(name) <= maxSymbolName {
+			out = append(out, symbol{addr, 'D', name})
+		}
+	}
+	return out
+}
+
 // hex gives a number that is written in hexadecimal, as addresses are.
 func (v vmcoreinfo) hex(key string) (n uint64, found bool, err error) {
 	text, found := v[key]

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -35,12 +36,14 @@ func kit(t *testing.T) *guest.Kit {
 	return k
 }
 
-// TestTheMainJobOnARealKernel runs the demo's checks with each memory source.
+// TestTheMainJobOnARealKernel runs the demo's checks with each memory source,
+// and has Volatility read each image.
 func TestTheMainJobOnARealKernel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a real kernel takes minutes; not with -short")
 	}
 	k := kit(t)
+	var boots []map[string]json.RawMessage
 	for _, source := range []string{"kcore", "lime"} {
 		t.Run(source, func(t *testing.T) {
 			keep := filepath.Join(t.TempDir(), "keep")
@@ -53,8 +56,12 @@ func TestTheMainJobOnARealKernel(t *testing.T) {
 			if !strings.Contains(out.String(), source+":ok") {
 				t.Errorf("the agent did not say that %s would work", source)
 			}
+			t.Run("volatility", func(t *testing.T) { boots = append(boots, readable(t, keep, out.String())) })
 			damaged(t, keep)
 		})
+	}
+	if len(boots) == 2 {
+		sameKernel(t, boots[0], boots[1])
 	}
 }
 
