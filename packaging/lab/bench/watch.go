@@ -21,7 +21,7 @@ type watch struct {
 func newWatch(s *bucket.Server) *watch {
 	w := &watch{}
 	s.OnAnswer(func(a bucket.Answer) {
-		if a.Status != 200 || !slices.Contains([]string{"UploadPart", "PutObject", "CompleteMultipartUpload"}, a.Operation) {
+		if a.Status != 200 || !slices.Contains([]string{"UploadPart", "CompleteMultipartUpload"}, a.Operation) {
 			return
 		}
 		w.mu.Lock()
@@ -31,13 +31,13 @@ func newWatch(s *bucket.Server) *watch {
 	return w
 }
 
-// first gives when the first answer to one of the operations came for a path
-// with infix in it, since a time.
-func (w *watch) first(since time.Time, infix string, operations ...string) (time.Time, bool) {
+// first gives when the first answer to an operation came for a path with infix
+// in it, since a time.
+func (w *watch) first(since time.Time, infix, operation string) (time.Time, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range w.answers {
-		if a.Time.After(since) && strings.Contains(a.Path, infix) && slices.Contains(operations, a.Operation) {
+		if a.Time.After(since) && strings.Contains(a.Path, infix) && a.Operation == operation {
 			return a.Time, true
 		}
 	}
@@ -45,10 +45,10 @@ func (w *watch) first(since time.Time, infix string, operations ...string) (time
 }
 
 // seconds is how long it took from a time until the first such answer.
-func (w *watch) seconds(since time.Time, infix string, operations ...string) (float64, error) {
-	at, ok := w.first(since, infix, operations...)
+func (w *watch) seconds(since time.Time, infix, operation string) (float64, error) {
+	at, ok := w.first(since, infix, operation)
 	if !ok {
-		return 0, fmt.Errorf("cannot tell when %s of %s was answered: it was not", strings.Join(operations, " or "), infix)
+		return 0, fmt.Errorf("cannot tell when %s of %s was answered: it was not", operation, infix)
 	}
 	return at.Sub(since).Seconds(), nil
 }
