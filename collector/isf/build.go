@@ -74,12 +74,12 @@ func sourceOf(kind, name string, body []byte) source {
 func (r *Report) table(b Bundle, info vmcoreinfo) (table, source, error) {
 	live, err := parseSymbols(b.Kallsyms)
 	if err != nil {
-		return live, source{}, fmt.Errorf("kallsyms: %w", err)
+		return live, source{}, fmt.Errorf("symbols of kallsyms: %w", err)
 	}
 	if live.hidden() {
 		disk, err := parseSymbols(b.SystemMap)
 		if err != nil {
-			return disk, source{}, fmt.Errorf("System.map: %w", err)
+			return disk, source{}, fmt.Errorf("symbols of System.map: %w", err)
 		}
 		if _, ok := disk.first(); !ok {
 			return disk, source{}, fmt.Errorf("%w: kallsyms has no addresses, and System.map is missing or a stub", ErrBundle)
@@ -131,17 +131,18 @@ func offsetOf(b Bundle, info vmcoreinfo, t table) (uint64, error) {
 
 // place puts the symbols into the file.
 func (r *Report) place(f *File, t *types, symbols table, banner []byte) error {
-	ofBTF, err := t.variables()
+	variables, functions, err := t.symbols()
 	if err != nil {
 		return err
 	}
 	one, ambiguous := symbols.unique(func(name string) bool {
-		_, perCPU := ofBTF[name]
-		return known[name] != "" || perCPU
+		return known[name] != "" || variables[name] != nil
 	})
 	for name, s := range one {
 		v := variable{Address: s.addr}
-		if typ, ok := ofBTF[name]; ok {
+		if typ := variables[name]; typ != nil {
+			v.Type = t.describe(typ, 0)
+		} else if typ := functions[name]; typ != nil && !s.data() {
 			v.Type = t.describe(typ, 0)
 		}
 		f.Symbols[name] = v
