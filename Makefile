@@ -5,6 +5,8 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 TOOLS    = $(CURDIR)/.cache/tools
 # All of staticcheck, doc comments included; ST1003 would rename what protoc names.
 CHECKS   = -checks all,-ST1003
+# What is close enough to the processor to be tested on arm64 as well.
+ARM64    = ./agent/memory/... ./agent/pack/... ./proto/...
 MEMORY  ?= auto
 KEEP    ?=
 PART    ?=
@@ -26,6 +28,9 @@ demo: build ## run the main job in the lab (MEMORY=auto|kcore|lime, KEEP=DIR)
 test: ## run all tests
 	go test -race ./...
 	go test -C packaging/lab -race -timeout 20m ./...
+	@if command -v qemu-aarch64-static >/dev/null; then \
+		echo 'for arm64, emulated'; GOARCH=arm64 CGO_ENABLED=0 go test -exec qemu-aarch64-static $(ARM64); \
+	else echo 'not tested for arm64: qemu-aarch64-static (Debian: qemu-user-static) is missing'; fi
 
 bench: build ## measure a memory capture, a line for each figure: name value unit (PART=kcore|object|encode)
 	@bin/quicklime-lab bench --bin bin $(if $(PART),--part '$(PART)')

@@ -19,6 +19,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/desk"
+	"github.com/quicklime-ir/quicklime/collector/export"
 	"github.com/quicklime-ir/quicklime/collector/proof"
 )
 
@@ -31,6 +32,7 @@ type cli struct {
 	Agent   agentCmd   `cmd:"" help:"List the attached agents."`
 	Trigger triggerCmd `cmd:"" help:"Hand in a finding as if it had come from the queue."`
 	Verify  verifyCmd  `cmd:"" help:"Prove that evidence is whole and unchanged."`
+	Export  exportCmd  `cmd:"" help:"Give a case's memory image in the form that a tool wants."`
 	Symbols symbolsCmd `cmd:"" help:"Make the symbol file by which Volatility 3 reads a case's memory image."`
 	Keygen  keygenCmd  `cmd:"" help:"Make the key that signs manifests."`
 	Version versionCmd `cmd:"" help:"Print the version."`
@@ -39,7 +41,7 @@ type cli struct {
 func main() { os.Exit(run()) }
 
 // run gives the exit code: 0 for done, 1 for an error, 2 for a wrong call,
-// 3 for evidence that does not hold.
+// 3 for evidence that does not hold or is not whole.
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -55,7 +57,7 @@ func run() int {
 	switch err := call.Run(); {
 	case err == nil:
 		return 0
-	case errors.Is(err, proof.ErrNotProven):
+	case errors.Is(err, proof.ErrNotProven), errors.Is(err, export.ErrFault), errors.Is(err, errLacks):
 		fmt.Fprintln(os.Stderr, "quicklime-collector:", err)
 		return 3
 	default:

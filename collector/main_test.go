@@ -22,8 +22,18 @@ func TestMain(m *testing.M) {
 // TestCommandLine is the command line's manual, in testdata.
 func TestCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata", Cmds: map[string]func(*testscript.TestScript, bool, []string){
-		"sealed-symbols": sealedSymbols,
+		// sealed-evidence makes sealed cases to work on; see writeEvidence.
+		"sealed-evidence": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(writeEvidence(ts.MkAbs("."))) },
+		"sealed-symbols":  sealedSymbols,
 	}})
+}
+
+func seal(key *custody.Key, m evidence.Manifest) (envelope, payload []byte, err error) {
+	if envelope, err = custody.Seal(context.Background(), key, m); err != nil {
+		return nil, nil, err
+	}
+	_, payload, err = custody.Open(envelope, key.Public())
+	return envelope, payload, err
 }
 
 // sealedSymbols lays a sealed case with nothing but a small bundle of symbols

@@ -45,6 +45,7 @@ var plan = map[string][]string{
 	"collector/desk":     {"collector/casefile", "collector/docket", "collector/finding", "proto/evidence", "proto/wire/v1"},
 	"collector/docket": {"collector/casefile", "collector/custody", "collector/finding", "collector/locker", "collector/store",
 		"proto/evidence"},
+	"collector/export":      {"proto/evidence", "proto/lime"},
 	"collector/finding":     {},
 	"collector/fleet":       {"collector/ledger", "collector/locker", "proto/evidence", "proto/identity", "proto/wire/v1"},
 	"collector/intake":      {"collector/finding"},

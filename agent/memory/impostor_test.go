@@ -231,7 +231,7 @@ func TestAStreamThatIsLeftEarly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Close(); err != nil || s.Digest() != "not asked for" {
+	if err := s.Close(); err != nil || !strings.HasPrefix(s.Digest(), "not asked for") {
 		t.Errorf("closing: %v, digest %q", err, s.Digest())
 	}
 }
@@ -249,6 +249,7 @@ func TestTheKernelsSHA256(t *testing.T) {
 		"not yet tested":           {strings.Replace(good, "passed", "unknown", 1), false},
 		"asynchronous":             {strings.Replace(good, "shash", "ahash", 1), false},
 		"in two entries":           {"name : sha256\n\ntype : shash\nselftest : passed\n\n", false},
+		"slow":                     {strings.Replace(good, "sha256-ni", "sha256-generic", 1), false},
 		"nothing":                  {"", false},
 	} {
 		if got := listsSHA256(strings.NewReader(tt.crypto)); got != tt.want {

@@ -122,7 +122,7 @@ func startLime(ctx context.Context, ranges []lime.Range, k kernel, o limeOptions
 		s.hash = sha256.New()
 		parameters += " digest=sha256"
 	}
-	s.note("not asked for")
+	s.note("not asked for: it is turned off, or the kernel's SHA-256 is slow or missing")
 	go func() { // waited for by release, through ended
 		s.loadErr = k.load(parameters)
 		close(s.ended)

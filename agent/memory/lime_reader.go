@@ -218,6 +218,9 @@ func (s *limeStream) hear(ctx context.Context) (string, error) {
 // asking for one that it has not would make it run a program to load it, and
 // kernels before 5.13 do not survive what the module does where none comes.
 // Source: crypto/proc.c, and LiME, src/hash.c.
+//
+// The plain C one does not count. It slows the module several times, and what
+// changes while an image is taken does it more harm than the hash does good.
 func hasSHA256() bool {
 	f, err := os.Open("/proc/crypto")
 	if err != nil {
@@ -231,11 +234,11 @@ func hasSHA256() bool {
 const maxCryptoBytes = 1 << 20
 
 // listsSHA256 looks for an entry, ended by an empty line, of that name, which
-// is synchronous and has passed its test.
+// is synchronous, made for the processor, and has passed its test.
 func listsSHA256(r io.Reader) bool {
 	entry := map[string]string{}
 	fits := func() bool {
-		return entry["name"] == "sha256" && entry["type"] == "shash" && entry["selftest"] == "passed"
+		return entry["name"] == "sha256" && entry["type"] == "shash" && entry["selftest"] == "passed" && entry["driver"] != "sha256-generic"
 	}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {

@@ -108,7 +108,8 @@ type Options struct {
 	Prefer    string // auto (or ""), kcore, lime or file
 	ModuleDir string // prebuilt modules, RELEASE/lime.ko
 	File      string // with file: a LiME image that is read as if it were the host
-	// NoLimeDigest does without the SHA-256 that LiME makes of what it sends.
+	// NoLimeDigest does without the SHA-256 that LiME makes of what it sends
+	// where the kernel has a fast one.
 	NoLimeDigest bool
 	// Alloc gives n bytes for a reader, and what gives them back; nil takes
 	// them from the heap. A reader has one buffer of MaxRead bytes, which it

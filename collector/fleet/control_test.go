@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -207,4 +209,27 @@ func FuzzBounded(f *testing.F) {
 			t.Errorf("kept uplink %v", p.GetUplink())
 		}
 	})
+}
+
+// TestAnOrderThatHasEndedIsNotWaitedFor: a collector that has just started
+// asks agents for patience, but not for what it has ended itself.
+func TestAnOrderThatHasEndedIsNotWaitedFor(t *testing.T) {
+	h := newHouse(t)
+	h.mu.Lock()
+	h.started = time.Now()
+	h.mu.Unlock()
+	api := h.dial(t, victim)
+	closing := &wire.CloseItemRequest{OrderId: "c1/memory", ItemId: "memory.memory", Parts: 1}
+	if _, err := api.CloseItem(t.Context(), closing); status.Code(err) != codes.Unavailable {
+		t.Errorf("before the order: %v", err)
+	}
+	result, cancel := h.capture(t, memory(victim))
+	for len(h.running()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	result()
+	if _, err := api.CloseItem(t.Context(), closing); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("after the order: %v", err)
+	}
 }

@@ -15,7 +15,8 @@ import (
 )
 
 // startGrace is how long after the collector's start an order that it does
-// not know may still be one of a case that is being taken up again.
+// not know may still be one of a case that is being taken up again, unless it
+// has ended since.
 const startGrace = time.Minute
 
 // OpenItem implements wire.AgentServiceServer.
@@ -93,7 +94,7 @@ func (f *Fleet) ordered(ctx context.Context, orderID string) (Capture, error) {
 	if c != nil && c.agent == keyOf(id) {
 		return c.Capture, nil
 	}
-	if c == nil && time.Since(f.started) < startGrace {
+	if c == nil && !f.ended[orderID] && time.Since(f.started) < startGrace {
 		return Capture{}, status.Error(codes.Unavailable, "the collector has just started; ask again")
 	}
 	return Capture{}, status.Errorf(codes.FailedPrecondition, "order %.80q does not run for %s", orderID, id.Instance)

@@ -78,6 +78,7 @@ type Fleet struct {
 	mu       sync.Mutex
 	agents   map[agentKey]*attached // owned by mu
 	captures map[string]*capture    // by order id; owned by mu
+	ended    map[string]bool        // orders that ended in the first startGrace; owned by mu
 }
 
 type agentKey struct{ account, region, instance string }
@@ -100,7 +101,7 @@ type capture struct {
 // New returns a fleet without agents.
 func New(l Ledger, trustDomain string, log *slog.Logger) *Fleet {
 	return &Fleet{ledger: l, trustDomain: trustDomain, log: log, started: time.Now(),
-		agents: map[agentKey]*attached{}, captures: map[string]*capture{}}
+		agents: map[agentKey]*attached{}, captures: map[string]*capture{}, ended: map[string]bool{}}
 }
 
 // Capture has an agent carry out an order, and waits for its result. The
@@ -131,6 +132,9 @@ func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.captures, c.ID)
+	if time.Since(f.started) < startGrace {
+		f.ended[c.ID] = true
+	}
 	if a := f.agents[run.agent]; a != nil {
 		result.Agent = a.describe()
 		if err != nil && ctx.Err() != context.Canceled {

@@ -74,12 +74,12 @@ func sourceOf(kind, name string, body []byte) source {
 func (r *Report) table(b Bundle, info vmcoreinfo) (table, source, error) {
 	live, err := parseSymbols(b.Kallsyms)
 	if err != nil {
-		return live, source{}, fmt.Errorf("symbols of kallsyms: %w", err)
+		return live, source{}, fmt.Errorf("cannot read kallsyms: %w", err)
 	}
 	if live.hidden() {
 		disk, err := parseSymbols(b.SystemMap)
 		if err != nil {
-			return disk, source{}, fmt.Errorf("symbols of System.map: %w", err)
+			return disk, source{}, fmt.Errorf("cannot read System.map: %w", err)
 		}
 		if _, ok := disk.first(); !ok {
 			return disk, source{}, fmt.Errorf("%w: kallsyms has no addresses, and System.map is missing or a stub", ErrBundle)

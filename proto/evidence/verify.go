@@ -192,6 +192,16 @@ func (r *ItemReport) check(name string, err error) {
 	r.Checks = append(r.Checks, c)
 }
 
+// Check holds what a manifest says of an item against itself: the order of its
+// parts, their size, and of an image which memory they hold.
+func (i Item) Check() error {
+	err := checkItem(i)
+	if i.Format == LiME {
+		err = errors.Join(err, checkImage(i))
+	}
+	return err
+}
+
 // checkItem holds what the manifest says of an item against itself.
 func checkItem(item Item) error {
 	var faults []string

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
+	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
 func TestAFigureIsALine(t *testing.T) {
@@ -73,5 +74,21 @@ func TestWatch(t *testing.T) {
 	}
 	if _, err := w.seconds(now, "/live/", "UploadPart"); err == nil {
 		t.Error("what did not happen has a time")
+	}
+}
+
+func TestZeroPages(t *testing.T) {
+	var image []byte
+	for _, r := range []lime.Range{{Start: 0x1000, End: 0x3fff}, {Start: 0x10000, End: 0x11bff}} { // three pages, and one and three quarters
+		image = append(lime.AppendHeader(image, r), make([]byte, r.Len())...)
+	}
+	image[lime.HeaderSize+0x1000] = 1 // the second of five
+	image[len(image)-1] = 1           // the last, which is short
+	share, size, err := zeroPages(bytes.NewReader(image))
+	if err != nil || share != 0.6 || size != int64(len(image)) {
+		t.Errorf("%v of %d bytes are zero, %v; want 0.6 of %d", share, size, err, len(image))
+	}
+	if _, _, err := zeroPages(bytes.NewReader(image[:len(image)-1])); err == nil {
+		t.Error("an image that is cut short was read as if it were whole")
 	}
 }

@@ -124,7 +124,7 @@ func TestTheServerHoldsWhatTheLockerReliesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bodies := [][]byte{randomBytes(evidence.MinPartBytes), randomBytes(100)}
+	bodies := [][]byte{randomBytes(evidence.MinPartBytes), randomBytes(evidence.MinPartBytes + 100)}
 	var parts []evidence.Part
 	for i, body := range bodies {
 		p := evidence.Part{Number: int32(2*i + 1), Size: uint64(len(body)), SHA256: sha256.Sum256(body)} // numbers may have gaps
@@ -143,16 +143,36 @@ func TestTheServerHoldsWhatTheLockerReliesOn(t *testing.T) {
 		}
 		parts = append(parts, p)
 	}
+	table := randomBytes(33) // the collector's own part, the last
+	for range 2 {
+		p, err := l.PutPart(ctx, key, upload, 7, table)
+		if err != nil || p.ETag == "" || p.Digest != sha256.Sum256(table) {
+			t.Fatalf("the collector's own part: %+v, %v", p, err)
+		}
+	}
+	bodies = append(bodies, table)
+	parts = append(parts, evidence.Part{Number: 7, Size: uint64(len(table)), SHA256: sha256.Sum256(table)})
 	stored, err := l.Stored(ctx, key, upload)
-	if err != nil || len(stored) != 2 {
+	if err != nil || len(stored) != 3 {
 		t.Fatalf("stored %+v, %v", stored, err)
 	}
 	for i := range stored {
 		parts[i].ETag = stored[i].ETag
 	}
 	object, err := l.Complete(ctx, key, upload, parts)
-	if err != nil || object.SHA256 != evidence.Composite(parts) || object.Size != uint64(len(bodies[0])+len(bodies[1])) {
+	if err != nil || object.SHA256 != evidence.Composite(parts) || object.Size != uint64(len(bodies[0])+len(bodies[1])+len(table)) {
 		t.Fatalf("object %+v, %v", object, err)
+	}
+	all := bytes.Join(bodies, nil)
+	for _, at := range [][2]int{{0, 9}, {evidence.MinPartBytes - 1, 3}, {len(all) - 3, 9}, {len(all), 1}, {len(all) + 9, 1}} {
+		r, err := l.GetRange(ctx, key, int64(at[0]), int64(at[1]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := all[min(at[0], len(all)):min(at[0]+at[1], len(all))]
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) || r.Close() != nil {
+			t.Errorf("%d bytes from %d on are %x, %v; want %x", at[1], at[0], got, err, want)
+		}
 	}
 	if again, err := l.Complete(ctx, key, upload, parts); err != nil || again.VersionID != object.VersionID {
 		t.Errorf("completing twice gave %+v, %v", again, err)

@@ -19,6 +19,8 @@ const (
 	Reset                      // the connection is cut in the middle of the body; without one, as LostReply
 	LostReply                  // done, but the answer is lost
 	Slow                       // the request's body passes at Rate
+	Expired                    // answered 403 as a request is whose time is over, nothing is done
+	WrongETag                  // done, but the answer has another part's ETag
 )
 
 // Fault is a fault that strikes so many times.
@@ -76,12 +78,11 @@ func operation(r *http.Request) string {
 func (f Fault) strike(w http.ResponseWriter, r *http.Request, forward http.Handler) {
 	switch f.Kind {
 	case SlowDown:
-		if r.Header.Get("Expect") == "" { // else the client has not sent it, and waits
-			_, _ = io.Copy(io.Discard, r.Body)
-		}
-		w.Header().Set("Content-Type", "application/xml")
-		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = io.WriteString(w, document("SlowDown", "Please reduce your request rate."))
+		refuse(w, r, http.StatusServiceUnavailable, "SlowDown", "Please reduce your request rate.")
+	case Expired:
+		refuse(w, r, http.StatusForbidden, "AccessDenied", "Request has expired")
+	case WrongETag:
+		forward.ServeHTTP(&mistaken{ResponseWriter: w}, r)
 	case FlipByte:
 		r.Body = &flipped{ReadCloser: r.Body, left: f.Offset}
 		forward.ServeHTTP(w, r)
@@ -96,6 +97,16 @@ func (f Fault) strike(w http.ResponseWriter, r *http.Request, forward http.Handl
 		r.Body = &slowed{ReadCloser: r.Body, ctx: r.Context(), rate: f.Rate}
 		forward.ServeHTTP(w, r)
 	}
+}
+
+// refuse answers as S3 does that did nothing.
+func refuse(w http.ResponseWriter, r *http.Request, status int, code, message string) {
+	if r.Header.Get("Expect") == "" { // else the client has not sent it, and waits
+		_, _ = io.Copy(io.Discard, r.Body)
+	}
+	w.Header().Set("Content-Type", "application/xml")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, document(code, message))
 }
 
 func (f Fault) cutAfter(r *http.Request) int64 {
@@ -154,6 +165,16 @@ func (s *slowed) Read(b []byte) (int, error) {
 	case <-s.ctx.Done():
 		return n, s.ctx.Err()
 	}
+}
+
+// mistaken gives an answer another ETag.
+type mistaken struct{ http.ResponseWriter }
+
+func (m *mistaken) WriteHeader(status int) {
+	if m.Header().Get("ETag") != "" {
+		m.Header().Set("ETag", `"00000000000000000000000000000000"`)
+	}
+	m.ResponseWriter.WriteHeader(status)
 }
 
 // deaf loses an answer.

@@ -50,6 +50,7 @@ type Counts struct {
 type Answer struct {
 	Operation string // as Operation names them
 	Path      string // of the request: bucket and key
+	Part      string // its part's number, where it has one
 	Status    int
 	Time      time.Time
 }
@@ -178,7 +179,8 @@ func (p *Proxy) count(answer *http.Response) error {
 	told := p.onAnswer
 	p.mu.Unlock()
 	if told != nil {
-		told(Answer{Operation: operation(answer.Request), Path: answer.Request.URL.Path, Status: answer.StatusCode, Time: time.Now()})
+		told(Answer{Operation: operation(answer.Request), Path: answer.Request.URL.Path,
+			Part: answer.Request.URL.Query().Get("partNumber"), Status: answer.StatusCode, Time: time.Now()})
 	}
 	if answer.StatusCode != http.StatusOK || !PartUpload(answer.Request) {
 		return nil

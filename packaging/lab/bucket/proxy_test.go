@@ -14,6 +14,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/packaging/lab/pki"
@@ -40,6 +41,7 @@ func TestFaults(t *testing.T) {
 		stored int
 	}{
 		{"slow down", Fault{Kind: SlowDown}, 503, "SlowDown", 0},
+		{"the request's time over", Fault{Kind: Expired}, 403, "Request has expired", 0},
 		{"the first byte flipped on the way", Fault{Kind: FlipByte}, 400, "BadDigest", 0},
 		{"the last byte flipped on the way", Fault{Kind: FlipByte, Offset: int64(len(body) - 1)}, 400, "BadDigest", 0},
 		{"the connection cut", Fault{Kind: Reset}, 0, "", 0},
@@ -61,6 +63,52 @@ func TestFaults(t *testing.T) {
 	}
 	if n := s.PartsOf(key); n != 2 {
 		t.Errorf("%d parts, want the two that were stored", n)
+	}
+}
+
+// TestWrongETag: the part is stored, with the ETag that it has; its answer has
+// another.
+func TestWrongETag(t *testing.T) {
+	s, l := start(t)
+	key := locker.Key("c1", "i-0123456789abcdef0", evidence.Item{Kind: evidence.Live, Name: "files", Format: evidence.Tar})
+	upload, err := l.Begin(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := func() string {
+		out, err := s.Client().UploadPart(t.Context(), &s3.UploadPartInput{Bucket: &s.Bucket, Key: &key, UploadId: &upload, PartNumber: aws.Int32(1),
+			Body: strings.NewReader("x"), ChecksumAlgorithm: types.ChecksumAlgorithmSha256})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return aws.ToString(out.ETag)
+	}
+	s.Inject(Fault{Kind: WrongETag, Match: PartUpload})
+	wrong, right := store(), store()
+	if wrong == right || wrong == "" {
+		t.Errorf("the answers' ETags are %s with the fault and %s without", wrong, right)
+	}
+	list, err := s.Client().ListParts(t.Context(), &s3.ListPartsInput{Bucket: &s.Bucket, Key: &key, UploadId: &upload})
+	if err != nil || len(list.Parts) != 1 || aws.ToString(list.Parts[0].ETag) != right {
+		t.Errorf("S3 has %+v, %v; want the ETag %s", list, err, right)
+	}
+}
+
+// TestOnAnswer tells what the server answered, and not what a fault did.
+func TestOnAnswer(t *testing.T) {
+	s, _ := serverAt(t, t.TempDir())
+	b := newBench(t, s, "k")
+	options := s.Client().Options()
+	options.RetryMaxAttempts = 1
+	var answers []Answer
+	s.OnAnswer(func(a Answer) { answers = append(answers, a) })
+	s.Inject(Fault{Kind: SlowDown, Match: Operation("ListObjectsV2")})
+	if _, err := s3.New(options).ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &s.Bucket}); err == nil {
+		t.Fatal("the fault did not strike")
+	}
+	b.store(randomBytes(10))
+	if len(answers) != 1 || answers[0].Operation != "UploadPart" || answers[0].Path != "/"+s.Bucket+"/k" || answers[0].Part != "1" || answers[0].Status != 200 || answers[0].Time.IsZero() {
+		t.Errorf("answers %+v", answers)
 	}
 }
 

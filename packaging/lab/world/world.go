@@ -239,6 +239,9 @@ func (w *World) PauseCollector() error { return w.collector.Signal(syscall.SIGST
 // ContinueCollector lets a paused collector go on.
 func (w *World) ContinueCollector() error { return w.collector.Signal(syscall.SIGCONT) }
 
+// Log is where children of this world may log to.
+func (w *World) Log() io.Writer { return &w.logs }
+
 // LogTail is the end of what the children have logged.
 func (w *World) LogTail() string {
 	w.logs.mu.Lock()

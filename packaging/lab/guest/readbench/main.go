@@ -3,8 +3,10 @@
 //
 //	readbench read N   read every range with N readers
 //	readbench dd       have busybox's dd read the same bytes, 4 MiB at a time
+//	readbench pread    read them in this process, 1 MiB at a time, and do no more
+//	readbench flags    read /proc/kpageflags for them, and nothing else
 //
-// Both print {"bytes", "missing", "seconds"}: missing are the bytes of the
+// The last two are what the first is made of. All print {"bytes", "missing", "seconds"}: missing are the bytes of the
 // ranges that /proc/kcore does not have.
 package main
 
@@ -50,6 +52,10 @@ func run(args []string) error {
 	switch {
 	case len(args) == 1 && args[0] == "dd":
 		return dd(source.Ranges())
+	case len(args) == 1 && args[0] == "pread":
+		return pread(source.Ranges())
+	case len(args) == 1 && args[0] == "flags":
+		return flags(source.Ranges())
 	case len(args) == 2 && args[0] == "read":
 		readers, err := strconv.Atoi(args[1])
 		if err != nil || readers < 1 {
@@ -57,7 +63,7 @@ func run(args []string) error {
 		}
 		return read(source, readers)
 	}
-	return fmt.Errorf("cannot do %q: want read N or dd", args)
+	return fmt.Errorf("cannot do %q: want read N, dd, pread or flags", args)
 }
 
 // read reads every range once.
@@ -128,25 +134,17 @@ func readPart(ctx context.Context, r memory.Reader, part []lime.Range, read, mis
 // dd has dd read the ranges. What its starts take, as one that reads nothing
 // tells, is not counted.
 func dd(ranges []lime.Range) error {
-	f, err := elf.Open(kcore)
+	parts, err := inFile(ranges)
 	if err != nil {
-		return fmt.Errorf("cannot read the headers of %s: %w", kcore, err)
-	}
-	defer f.Close()
-	var progs []elf.ProgHeader
-	for _, p := range f.Progs {
-		progs = append(progs, p.ProgHeader)
-	}
-	var wanted, bytes uint64
-	for _, r := range ranges {
-		wanted += r.Len()
+		return err
 	}
 	start, err := ddOne(stretch{})
 	if err != nil {
 		return err
 	}
 	var took time.Duration
-	for _, s := range stretches(progs, ranges) {
+	var bytes uint64
+	for _, s := range parts {
 		one, err := ddOne(s)
 		if err != nil {
 			return err
@@ -157,7 +155,78 @@ func dd(ranges []lime.Range) error {
 	if took == 0 {
 		return errors.New("cannot tell what dd takes: no longer than its start")
 	}
-	return report(wanted, wanted-bytes, took)
+	return report(size(ranges), size(ranges)-bytes, took)
+}
+
+// pread reads the ranges with one system call for each MiB.
+func pread(ranges []lime.Range) error {
+	parts, err := inFile(ranges)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(kcore)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buffer := make([]byte, memory.MaxRead)
+	var bytes uint64
+	began := time.Now()
+	for _, s := range parts {
+		for at := uint64(0); at < s.length; {
+			n, err := f.ReadAt(buffer[:min(s.length-at, memory.MaxRead)], int64(s.offset+at))
+			if err != nil {
+				return err
+			}
+			at += uint64(n)
+		}
+		bytes += s.length
+	}
+	return report(size(ranges), size(ranges)-bytes, time.Since(began))
+}
+
+// flags reads the flags of the ranges' pages, those of a MiB at a time.
+// Source: fs/proc/page.c, eight bytes for each page.
+func flags(ranges []lime.Range) error {
+	f, err := os.Open("/proc/kpageflags")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const page = 4096
+	words := make([]byte, 8*memory.MaxRead/page)
+	began := time.Now()
+	for _, r := range ranges {
+		for at := r.Start / page; at <= r.End/page; at += memory.MaxRead / page {
+			n := min(r.End/page-at+1, memory.MaxRead/page)
+			if _, err := f.ReadAt(words[:8*n], int64(8*at)); err != nil {
+				return err
+			}
+		}
+	}
+	return report(size(ranges), 0, time.Since(began))
+}
+
+// inFile gives where /proc/kcore has the ranges.
+func inFile(ranges []lime.Range) ([]stretch, error) {
+	f, err := elf.Open(kcore)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the headers of %s: %w", kcore, err)
+	}
+	defer f.Close()
+	var progs []elf.ProgHeader
+	for _, p := range f.Progs {
+		progs = append(progs, p.ProgHeader)
+	}
+	return stretches(progs, ranges), nil
+}
+
+func size(ranges []lime.Range) uint64 {
+	var n uint64
+	for _, r := range ranges {
+		n += r.Len()
+	}
+	return n
 }
 
 // ddOne copies a stretch to nowhere, and checks by the records that it was

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/quicklime-ir/quicklime/collector/custody"
+	"github.com/quicklime-ir/quicklime/collector/locker"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/lime"
+	"github.com/quicklime-ir/quicklime/proto/seekable"
+)
+
+// victim is the instance of every case in a script's folder "evidence".
+const victim = "i-0123456789abcdef0"
+
+// writeEvidence fills a script's folder: "evidence" as a copy of the bucket,
+// with the cases whole, partial (part 2 was never stored) and damaged (a byte
+// of part 2 is another), "verify.pub", and "image.raw", "image.padded" and
+// "image.lime", made of the same memory by simpler means.
+func writeEvidence(dir string) error {
+	ram := []lime.Range{{Start: 0x1000, End: 0x8fff}, {Start: 0x10000, End: 0x17fff}}
+	memory := bytes.Repeat([]byte("what the host held"), 0x18000/18+1)[:0x18000]
+	clear(memory[0x4000:0x6000])
+	clear(memory[:0x1000])
+	clear(memory[0x9000:0x10000])
+	key, err := custody.NewKey(filepath.Join(dir, "signing.key"))
+	if err != nil {
+		return err
+	}
+	if err := key.WritePublic(filepath.Join(dir, "verify.pub")); err != nil {
+		return err
+	}
+	for _, name := range []string{"whole", "partial", "damaged"} {
+		if err := writeCase(filepath.Join(dir, "evidence"), name, key, memory, ram); err != nil {
+			return err
+		}
+	}
+	var image []byte
+	for _, part := range lime.Plan(ram, 0x6000) {
+		for _, r := range part {
+			image = append(lime.AppendHeader(image, r), memory[r.Start:r.End+1]...)
+		}
+	}
+	raw := append(bytes.Clone(memory[0x1000:0x9000]), memory[0x10000:]...)
+	for name, body := range map[string][]byte{"image.lime": image, "image.raw": raw, "image.padded": memory} {
+		if err := put(dir, name, body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeCase stores and seals one case.
+func writeCase(dir, name string, key *custody.Key, memory []byte, ram []lime.Range) error {
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return err
+	}
+	defer encoder.Close()
+	item := evidence.Item{Kind: evidence.Memory, Name: "memory", Format: evidence.LiME, Compression: evidence.Zstd, Source: "kcore",
+		Status: evidence.Whole, RAM: ram, PartRAMBytes: 0x6000, PageFlags: "read"}
+	item.Key = locker.Key(name, victim, item)
+	var object []byte
+	var frames []seekable.Frame
+	add := func(p evidence.Part, stored []byte) {
+		p.Size, p.SHA256 = uint64(len(stored)), sha256.Sum256(stored)
+		item.Parts, object, item.Size = append(item.Parts, p), append(object, stored...), item.Size+p.Size
+	}
+	for i, part := range lime.Plan(ram, item.PartRAMBytes) {
+		if name == "partial" && i == 1 {
+			item.Status, item.Error = evidence.Partial, "the agent was lost"
+			continue
+		}
+		var raw []byte
+		for _, r := range part {
+			raw = append(lime.AppendHeader(raw, r), memory[r.Start:r.End+1]...)
+		}
+		stored := encoder.EncodeAll(raw, nil)
+		frames = append(frames, seekable.Frame{Stored: uint32(len(stored)), Raw: uint32(len(raw))})
+		add(evidence.Part{Number: int32(i + 1), RawSize: uint64(len(raw)), Ranges: part}, stored)
+	}
+	table, err := seekable.AppendTable(nil, frames)
+	if err != nil {
+		return err
+	}
+	add(evidence.Part{Number: item.TableNumber()}, table)
+	item.SHA256 = evidence.Composite(item.Parts)
+	if name == "damaged" {
+		object[item.Parts[0].Size+20] ^= 1
+	}
+	entry, head, err := custody.Next(evidence.JournalHead{}, time.Unix(0, 0), "opened")
+	if err != nil {
+		return err
+	}
+	manifest := evidence.Manifest{Case: name, Instance: evidence.Instance{ID: victim}, Items: []evidence.Item{item}, Journal: head}
+	envelope, payload, err := seal(key, manifest)
+	if err != nil {
+		return err
+	}
+	for k, body := range map[string][]byte{item.Key: object, locker.JournalKey(name, victim, 1): entry,
+		locker.SignatureKey(name, victim): envelope, locker.ManifestKey(name, victim): payload} {
+		if err := put(dir, k, body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func put(dir, name string, body []byte) error {
+	file := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(file, body, 0o600)
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/quicklime-ir/quicklime/collector/custody"
+	"github.com/quicklime-ir/quicklime/collector/export"
+	"github.com/quicklime-ir/quicklime/collector/proof"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// errLacks says that what was exported is not the whole image.
+var errLacks = errors.New("the export is not the whole image")
+
+// exportCmd needs no service: only the objects and, for a proof, the key.
+type exportCmd struct {
+	evidenceFlags
+	Case      string `arg:"" help:"The case's id."`
+	Format    string `help:"lime: one LiME stream. raw: the ranges of RAM, one after the other. padded: each byte at its physical address. zst: as it is stored." enum:"lime,raw,padded,zst" required:""`
+	Out       string `help:"The file, - for standard output. It must not exist; an export that was interrupted goes on." required:""`
+	Item      string `help:"The image's key, where the case has several."`
+	KeepGoing bool   `help:"Write zeros for a part that is not what the manifest says, and go on."`
+}
+
+func (c *exportCmd) Run(ctx context.Context, out io.Writer) error {
+	objects, done, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	item, err := c.image(ctx, objects)
+	if err != nil {
+		return err
+	}
+	// A second signal ends at once what waits for the reader of a pipe.
+	defer context.AfterFunc(ctx, func() { signal.Reset(os.Interrupt, syscall.SIGTERM) })()
+	meter := export.NewMeter(os.Stderr)
+	options := export.Options{Format: export.Format(c.Format), KeepGoing: c.KeepGoing, Progress: meter.Show}
+	var result export.Result
+	if c.Out == "-" {
+		signal.Ignore(syscall.SIGPIPE) // the write's error is enough
+		result, err = export.ToStream(ctx, objects, item, out, options)
+	} else {
+		result, err = export.ToFile(ctx, objects, item, c.Out, options)
+	}
+	meter.End()
+	if err != nil {
+		return err
+	}
+	if result.Resumed > 0 {
+		fmt.Fprintf(os.Stderr, "quicklime-collector: went on after %d parts that were written before\n", result.Resumed)
+	}
+	if lacks := result.Lacks(); lacks != "" {
+		return fmt.Errorf("%w: %s", errLacks, lacks)
+	}
+	return nil
+}
+
+// image finds the image in the case's manifest, and says what the manifest is
+// worth.
+func (c *exportCmd) image(ctx context.Context, objects proof.Objects) (evidence.Item, error) {
+	var key ed25519.PublicKey
+	if c.Key != "" {
+		var err error
+		if key, err = custody.LoadPublic(c.Key); err != nil {
+			return evidence.Item{}, err
+		}
+	}
+	manifest, err := proof.Load(ctx, objects, key, c.Case)
+	if err != nil {
+		return evidence.Item{}, err
+	}
+	if key == nil {
+		fmt.Fprintln(os.Stderr, "quicklime-collector: nothing is proven without the public key: name it with --key")
+	}
+	var found []evidence.Item
+	for _, item := range manifest.Items {
+		if item.Kind == evidence.Memory && item.Format == evidence.LiME && (c.Item == "" || c.Item == item.Key) {
+			found = append(found, item)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case c.Item != "":
+		return evidence.Item{}, fmt.Errorf("case %s has no memory image %s", c.Case, c.Item)
+	case len(found) == 0:
+		return evidence.Item{}, fmt.Errorf("case %s has no memory image", c.Case)
+	}
+	return evidence.Item{}, fmt.Errorf("case %s has %d memory images: name one with --item, the first is %s", c.Case, len(found), evidence.Plain(found[0].Key))
+}
