@@ -131,17 +131,18 @@ func offsetOf(b Bundle, info vmcoreinfo, t table) (uint64, error) {
 
 // place puts the symbols into the file.
 func (r *Report) place(f *File, t *types, symbols table, banner []byte) error {
-	ofBTF, err := t.variables()
+	variables, functions, err := t.symbols()
 	if err != nil {
 		return err
 	}
 	one, ambiguous := symbols.unique(func(name string) bool {
-		_, perCPU := ofBTF[name]
-		return known[name] != "" || perCPU
+		return known[name] != "" || variables[name] != nil
 	})
 	for name, s := range one {
 		v := variable{Address: s.addr}
-		if typ, ok := ofBTF[name]; ok {
+		if typ := variables[name]; typ != nil {
+			v.Type = t.describe(typ, 0)
+		} else if typ := functions[name]; typ != nil && !s.data() {
 			v.Type = t.describe(typ, 0)
 		}
 		f.Symbols[name] = v

@@ -8,19 +8,20 @@
 // Volatility adds the move by itself; the move, KERNELOFFSET, from VMCOREINFO;
 // and the banner, by which Volatility finds the file, from /proc/version.
 //
-// What it cannot have, Report names. BTF knows the types of per-processor
-// variables alone, so those of the variables that Volatility asks for stand in
+// What it cannot have, Report names. BTF knows the types of functions
+// and of per-processor variables alone, so those of the variables that Volatility asks for stand in
 // a table here; a variable that is not in it has an address and no type. A name
 // that several symbols share, as static ones may, is left out where nothing
 // tells them apart: the format has one address for a name. The types of modules
 // are not read.
 //
-// What shows on the other side, with Volatility 3 2.28.2: it reads no images
-// of arm64, none with five levels of page tables, and no zstd, so an image is
-// exported first. Its linux.malware.hidden_modules, and what looks for modules
-// by it (check_modules, modxview), refuse every file that dwarf2json has not
-// made, by a test of the maker's name that is upside down. Everything that its
-// other plugins asked for in the lab's guest is here.
+// What shows on the other side, with Volatility 3 2.28.2 and Debian's kernel
+// 6.1: nearly all of its Linux plugins run. hidden_modules does not, as it
+// refuses every file that dwarf2json has not made, by a test of the maker's
+// version that is upside down; sockscan stops at a file whose inode is gone,
+// whatever the symbols; pscallstack wants kallsyms_markers, whose address the
+// kernel tells nobody. It reads no images of arm64, none with five levels of
+// page tables, and no zstd, so an image is exported first.
 //
 // The bundle is of a host that was broken into: its sizes are bounded, its
 // names are data, and nothing of it chooses a path.

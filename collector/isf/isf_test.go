@@ -111,6 +111,7 @@ func TestSymbols(t *testing.T) {
 	for name, want := range map[string]string{
 		"_text":           `{"address":18446744071578845184,"type":{"kind":"array","count":0,"subtype":{"kind":"base","name":"char"}}}`,
 		"init_task":       `{"address":18446744071578853504,"type":{"kind":"struct","name":"task_struct"}}`,
+		"wake_up":         `{"address":18446744071578846208,"type":{"kind":"function"}}`,
 		"__per_cpu_start": `{"address":0}`,
 		"runqueues":       `{"address":203136,"type":{"kind":"struct","name":"task_struct"}}`,
 		// kallsyms does not list its own tables; VMCOREINFO does.

@@ -341,23 +341,24 @@ func enumBase(e *btf.Enum) string {
 	return pair[0]
 }
 
-// variables gives those that BTF knows, with their types: per-processor ones,
-// and all of a kernel that was built so.
-func (t *types) variables() (map[string]btf.Type, error) {
-	out := map[string]btf.Type{}
+// symbols gives the types of those that BTF knows: functions, per-processor
+// variables, and all variables of a kernel that was built so.
+func (t *types) symbols() (variables, functions map[string]btf.Type, err error) {
+	variables, functions = map[string]btf.Type{}, map[string]btf.Type{}
 	for typ, err := range t.spec.All() {
 		if err != nil {
-			return nil, fmt.Errorf("%w: btf/vmlinux: %w", ErrBundle, err)
+			return nil, nil, fmt.Errorf("%w: btf/vmlinux: %w", ErrBundle, err)
 		}
-		section, ok := typ.(*btf.Datasec)
-		if !ok {
-			continue
-		}
-		for _, v := range section.Vars {
-			if v, ok := v.Type.(*btf.Var); ok {
-				out[v.Name] = v.Type
+		switch typ := typ.(type) {
+		case *btf.Func:
+			functions[typ.Name] = typ.Type
+		case *btf.Datasec:
+			for _, v := range typ.Vars {
+				if v, ok := v.Type.(*btf.Var); ok {
+					variables[v.Name] = v.Type
+				}
 			}
 		}
 	}
-	return out, nil
+	return variables, functions, nil
 }

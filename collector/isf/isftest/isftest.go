@@ -49,6 +49,7 @@ func Types() []btf.Type {
 		"kobject", "cred", "inode", "idr", "address_space", "page", "vfsmount", "mount"} {
 		all = append(all, &btf.Struct{Name: name, Size: 8, Members: []btf.Member{{Name: "word", Type: long}}})
 	}
+	all = append(all, &btf.Func{Name: "wake_up", Type: &btf.FuncProto{Return: (*btf.Void)(nil)}, Linkage: btf.GlobalFunc})
 	return append(all, &btf.Datasec{Name: ".data..percpu", Size: 96, Vars: []btf.VarSecinfo{
 		{Type: &btf.Var{Name: "runqueues", Type: task, Linkage: btf.GlobalVar}, Size: 96}}})
 }
@@ -61,7 +62,7 @@ func Members() map[string][]byte {
 		kind byte
 		name string
 	}{
-		{0x0, 'T', "_text"}, {0x0, 'T', "_stext"}, {0x100, 't', "helper"}, {0x200, 't', "helper"}, {0x300, 't', "modules"}, {0x1000, 'T', "_etext"},
+		{0x0, 'T', "_text"}, {0x0, 'T', "_stext"}, {0x100, 't', "helper"}, {0x200, 't', "helper"}, {0x300, 't', "modules"}, {0x400, 'T', "wake_up"}, {0x1000, 'T', "_etext"},
 		{0x2000, 'R', "linux_banner"}, {0x2080, 'D', "init_task"}, {0x2100, 'd', "init_mm"}, {0x2200, 'D', "init_files"},
 		{0x2300, 'd', "modules"}, {0x2310, 'D', "sys_call_table"}, {0x2330, 'b', "prog_idr"}, {0x3000, 'B', "_end"},
 	} {
