@@ -143,8 +143,8 @@ func TestAnAgentThatComesBackGoesOn(t *testing.T) {
 	if item := memoryItem(t, c); item.Status != evidence.Whole {
 		t.Errorf("item %s: %s", item.Status, item.Error)
 	}
-	if parts := w.S3.PartsOf("/memory/"); stored < 3 || stored >= imageParts || parts < imageParts || parts > imageParts+1 {
-		t.Errorf("%d parts were stored, %d of them by the first agent; the image has %d", parts, stored, imageParts)
+	if parts := w.S3.PartsOf("/memory/"); stored < 3 || stored >= imageParts || parts < sentParts || parts > sentParts+1 {
+		t.Errorf("%d parts were stored, %d of them by the first agent; the image has %d", parts, stored, sentParts)
 	}
 	allDone(t, c)
 	contained(t, w, world.Victim)
@@ -197,8 +197,8 @@ func TestTheWayToS3(t *testing.T) {
 			if item := memoryItem(t, c); item.Status != evidence.Whole {
 				t.Errorf("item %s: %s", item.Status, item.Error)
 			}
-			if n := w.S3.PartsOf("/memory/"); n < imageParts || n > imageParts+tt.again {
-				t.Errorf("S3 has stored %d parts of memory; want %d, and %d more at most", n, imageParts, tt.again)
+			if n := w.S3.PartsOf("/memory/"); n < sentParts || n > sentParts+tt.again {
+				t.Errorf("S3 has stored %d parts of memory; want %d, and %d more at most", n, sentParts, tt.again)
 			}
 			verify(t, w)
 		})
