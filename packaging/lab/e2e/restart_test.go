@@ -16,8 +16,8 @@ import (
 // imageParts is how many parts the image of host has, and sentParts how many
 // S3 is sent for it: the seek table is one more.
 const (
-	imageParts  = 6
-	sentParts = imageParts + 1
+	imageParts = 6
+	sentParts  = imageParts + 1
 )
 
 // death is a moment at which the collector is killed.
