@@ -26,6 +26,7 @@ import (
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/agent/preflight"
 	"github.com/quicklime-ir/quicklime/agent/session"
+	"github.com/quicklime-ir/quicklime/agent/throttle"
 	"github.com/quicklime-ir/quicklime/agent/upload"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
@@ -178,7 +179,10 @@ func (c *preflightCmd) Run(ctx context.Context, out io.Writer) error {
 
 type captureCmd struct {
 	memoryFlags
-	To          string          `help:"Folder for the evidence, or - for the memory image on standard output." required:""`
+	To          string          `help:"Folder for the evidence, or - for the memory image on standard output." xor:"what" required:""`
+	DryRun      bool            `help:"Only estimate what a memory image would cost, from a sample of a second; nothing is kept." xor:"what" required:""`
+	Uplink      uint64          `help:"With --dry-run: what the uplink does, in MiB each second."`
+	CPU         int             `name:"cpu" help:"Percent of all processors that the memory image may take; 0: no limit." default:"0"`
 	Kind        []evidence.Kind `help:"What to take: ${enum}; all of it by default." enum:"volatile,symbols,memory,live"`
 	Source      string          `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
 	Compression string          `help:"Compression: ${enum}." enum:"auto,zstd,none" default:"auto"`
@@ -189,6 +193,12 @@ var errNotWhole = errors.New("evidence is not whole")
 // Run takes the kinds in their order. One that fails does not keep the
 // others from being taken.
 func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	if c.DryRun {
+		return c.estimate(ctx, log)
+	}
+	if c.CPU < 0 || c.CPU > 100 {
+		return fmt.Errorf("cannot take %d percent of all processors: want 1 to 100, or 0 for no limit", c.CPU)
+	}
 	kinds := c.Kind
 	var place acquire.Place
 	if c.To == "-" {
@@ -210,7 +220,8 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log}
 	for _, kind := range kinds {
 		began := time.Now()
-		r := taker.Run(ctx, acquire.Order{Kind: kind, MemorySource: c.Source, Compression: evidence.Compression(c.Compression)}, place, progressLine(kind))
+		r := taker.Run(ctx, acquire.Order{Kind: kind, MemorySource: c.Source, Compression: evidence.Compression(c.Compression),
+			Throttle: throttle.New(throttle.Limits{CPUPercent: c.CPU})}, place, progressLine(kind))
 		fmt.Fprintf(os.Stderr, "\r%s: %s after %v %s\x1b[K\n", kind, orNothing(r.Status), time.Since(began).Round(time.Millisecond), r.Source)
 		for _, refused := range r.Refused {
 			fmt.Fprintf(os.Stderr, "  source %s refused: %s, %s\n", refused.Source, refused.Reason, refused.Detail)
@@ -220,6 +231,19 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		}
 	}
 	return err
+}
+
+// estimate says what a memory image would cost.
+func (c *captureCmd) estimate(ctx context.Context, log *slog.Logger) error {
+	taker := &acquire.Acquirer{Memory: c.options(), Log: log}
+	e, refused, err := taker.Estimate(ctx, acquire.Order{Kind: evidence.Memory, MemorySource: c.Source})
+	for _, r := range refused {
+		fmt.Fprintf(os.Stderr, "source %s refused: %s, %s\n", r.Source, r.Reason, r.Detail)
+	}
+	if err != nil {
+		return err
+	}
+	return e.WriteText(os.Stdout, c.Uplink<<20)
 }
 
 func orNothing(s evidence.Status) string {
