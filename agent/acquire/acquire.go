@@ -29,6 +29,9 @@ import (
 // closed as partial.
 const closeLimit = 30 * time.Second
 
+// tellEvery is how often a capture says how it gets on, at least.
+const tellEvery = time.Second
+
 // Place is where items are kept.
 type Place interface {
 	// Open begins an item. An item that an earlier run of the same order
@@ -102,6 +105,7 @@ type Result struct {
 // was stored by then closed as partial.
 func (a *Acquirer) Run(ctx context.Context, order Order, place Place, report func(Progress)) Result {
 	m := &meter{report: report}
+	defer m.tellEach(tellEvery)()
 	switch order.Kind {
 	case evidence.Memory:
 		return a.memory(ctx, order, place, m)
@@ -158,6 +162,26 @@ func (m *meter) follow(slot Slot, full func() bool) counted {
 
 func never() bool { return false }
 
+// tellEach tells from time to time also what stands still: an uplink that has
+// begun to fail. What it gives back ends that.
+func (m *meter) tellEach(every time.Duration) (stop func()) {
+	ended := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				m.tell()
+			case <-ended:
+				return
+			}
+		}
+	})
+	return func() { close(ended); telling.Wait() }
+}
+
 func (m *meter) begin(what string) {
 	m.mu.Lock()
 	m.doing = what
@@ -176,16 +200,19 @@ func (m *meter) addStored(n int) {
 	m.tell()
 }
 
-// metered counts what is written through it.
+// metered counts what is written through it, and keeps to the throttle.
 type metered struct {
 	io.Writer
-	m *meter
+	m        *meter
+	ctx      context.Context // of the order, as an io.Writer has none
+	throttle *throttle.Throttle
 }
 
 func (w metered) Write(p []byte) (int, error) {
+	began := time.Now()
 	n, err := w.Writer.Write(p)
 	w.m.addRead(n)
-	return n, err
+	return n, errors.Join(err, w.throttle.Work(w.ctx, time.Since(began), 1))
 }
 
 // counted is a slot whose parts are counted once they are stored.

@@ -76,7 +76,7 @@ func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter,
 	if err != nil {
 		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
 	}
-	err = errors.Join(write(metered{out, m}), out.Close())
+	err = errors.Join(write(metered{out, m, ctx, order.Throttle}), out.Close())
 	if err != nil {
 		err = because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
 	}
