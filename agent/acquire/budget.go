@@ -11,7 +11,9 @@ const (
 	smallPart    = 8 << 20   // RAM in a part, at least
 	usualPart    = 16 << 20  // and where it fits: S3's least part would else be filled up
 	partStep     = 1 << 20   // between them
-	leastMemory  = 13 << 20  // one part must fit, whatever the host
+	leastMemory  = 13 << 20  // one small part must fit, whatever the host
+	smallHost    = 400 << 20 // RAM; on others two usual parts must:
+	twoParts     = 37 << 20  // with smaller ones, half of what is stored would be filling
 	mostMemory   = 256 << 20 // of all buffers
 	shareOfRAM   = 20        // they use at most one part in so many: 5 %
 	maxEncoders  = 8
@@ -30,14 +32,15 @@ type budget struct {
 }
 
 // budgetFor says how much RAM a part holds and how many may be at hand, so
-// that at most 5 % of the host's memory and never over 256 MiB is used, and
+// that at most 5 % of the host's memory (37 MiB where that is less, 13 MiB
+// below 400 MiB of RAM) and never over 256 MiB is used, and
 // the parts are 9,999 at most: S3 takes one more, and that is the seek table.
 // On hosts of more than 2.4 TiB a single part is larger than that: S3's bound
 // wins. Each processor has an encoder; while it fills one buffer another is on
 // its way, and a third waits for whoever is first.
 func budgetFor(ranges []lime.Range, processors int) budget {
 	ram := total(ranges)
-	all := min(max(ram/shareOfRAM, leastMemory), mostMemory)
+	all := limit(ram)
 	b := budget{partRAM: usualPart, encoders: max(1, min(processors, maxEncoders))}
 	for b.partRAM > smallPart && b.takes(ranges, 1, 2) > all {
 		b.partRAM -= partStep
@@ -54,6 +57,15 @@ func budgetFor(ranges []lime.Range, processors int) budget {
 	}
 	b.buffer = b.room(ranges)
 	return b
+}
+
+// limit is how many bytes all buffers may have.
+func limit(ram uint64) uint64 {
+	least := uint64(leastMemory)
+	if ram >= smallHost {
+		least = twoParts
+	}
+	return min(max(ram/shareOfRAM, least), mostMemory)
 }
 
 // room is the buffer of a part: that of the part with the most ranges.
