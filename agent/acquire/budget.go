@@ -11,13 +11,13 @@ const (
 	smallPart    = 8 << 20   // RAM in a part, at least
 	usualPart    = 16 << 20  // and where it fits: S3's least part would else be filled up
 	partStep     = 1 << 20   // between them
-	leastMemory  = 13 << 20  // one small part must fit, whatever the host
+	leastMemory  = 16 << 20  // one small part must fit, whatever the host
 	smallHost    = 400 << 20 // RAM; on others two usual parts must:
-	twoParts     = 37 << 20  // with smaller ones, half of what is stored would be filling
+	twoParts     = 40 << 20  // with smaller ones, half of what is stored would be filling
 	mostMemory   = 256 << 20 // of all buffers
 	shareOfRAM   = 20        // they use at most one part in so many: 5 %
 	maxEncoders  = 8
-	encoderBytes = 4 << 20 // an encoder's read buffer and its tables
+	encoderBytes = 7 << 20 // an encoder's read buffer and its tables
 
 	// MaxUploads is how many parts of an image may be on their way at a time.
 	MaxUploads = 2*maxEncoders + 1
@@ -32,7 +32,7 @@ type budget struct {
 }
 
 // budgetFor says how much RAM a part holds and how many may be at hand, so
-// that at most 5 % of the host's memory (37 MiB where that is less, 13 MiB
+// that at most 5 % of the host's memory (40 MiB where that is less, 16 MiB
 // below 400 MiB of RAM) and never over 256 MiB is used, and
 // the parts are 9,999 at most: S3 takes one more, and that is the seek table.
 // On hosts of more than 2.4 TiB a single part is larger than that: S3's bound

@@ -104,7 +104,7 @@ func TestPagesThatAreNeverTouched(t *testing.T) {
 	defer flags.close()
 	r.flags = flags.reader()
 	copy(r.file.buffer()[0x5000:], bytes.Repeat([]byte{9}, 0x1000)) // of an earlier read
-	p, gaps, err := r.ReadPhys(t.Context(), 0x100000, MaxRead)
+	p, gaps, err := r.ReadPhys(t.Context(), 0x100000, 1<<20)
 	want := []evidence.Gap{gap(0x105000, 0x106fff, evidence.HWPoison), gap(0x109000, 0x109fff, evidence.Offline)}
 	if err != nil || !slices.Equal(gaps, want) {
 		t.Fatalf("gaps %v, error %v; want %v", gaps, err, want)

@@ -21,8 +21,9 @@ import (
 const pageSize = 4096
 
 // MaxRead bounds one read, in bytes: older kernels do not yield the processor
-// during it.
-const MaxRead = 1 << 20
+// during it. With 1 MiB a reader in the lab's guest was a third slower than dd
+// with 4 MiB, with 4 MiB it is not.
+const MaxRead = 4 << 20
 
 // NotInSource is the reason of a gap whose bytes are RAM that the source
 // does not offer: the odd bytes at the end of a range, less than a page,
@@ -136,15 +137,17 @@ type candidate struct {
 	open  func(context.Context, Options) (Source, error)
 }
 
-// candidates gives the sources in the order in which they are tried: LiME
-// first, as kcore gives zeros, and no error, for pages that the kernel has set
-// aside; kcore where there is no module for exactly this kernel.
+// candidates gives the sources in the order in which they are tried. kcore is
+// first: it puts nothing into the kernel of a host that was broken into, is
+// read by many readers, goes on after an interruption, takes the most volatile
+// parts first, and leaves alone what a read could hang or break on. LiME is for
+// kernels without it.
 func candidates(prefer string) ([]candidate, error) {
 	lime := candidate{"lime", probeLime, openLime}
 	kcore := candidate{"kcore", probeKcore, openKcore}
 	switch prefer {
 	case "", "auto":
-		return []candidate{lime, kcore}, nil
+		return []candidate{kcore, lime}, nil
 	case "lime":
 		return []candidate{lime}, nil
 	case "kcore":

@@ -53,7 +53,7 @@ func (f *fakeMemory) Close() error { return nil }
 // gaps say otherwise, and there are gaps only where something is wrong.
 func TestAnyMemory(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		const pages = 600 // of addresses, more than two MaxReads
+		const pages = 2400 // of addresses, more than two MaxReads
 		page := rapid.Uint64Range(0, pages-1)
 		f := &fakeMemory{fail: map[uint64]bool{}, hang: map[uint64]bool{}}
 		var ram []lime.Range

@@ -44,7 +44,7 @@ func inGuest(ctx context.Context, o Options, dir string) (err error) {
 		return err
 	}
 	defer logs.Close()
-	w, err := world.Start(ctx, world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Guest: true, Collector: collectorFlags("kcore")})
+	w, err := world.Start(ctx, world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Guest: true, Collector: collectorFlags("auto")})
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func TestSecureBootLeavesKcore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer vm.Stop()
-	want := regexp.MustCompile(`source lime +lockdown: .*\[integrity\].*is not signed\s+source kcore +usable`)
+	want := regexp.MustCompile(`source kcore +usable\s+source lime +lockdown: .*\[integrity\].*is not signed`)
 	for !want.MatchString(vm.ConsoleTail()) {
 		if ctx.Err() != nil {
 			t.Fatalf("the agent does not say %q: %s", want, vm.ConsoleTail())

@@ -33,7 +33,7 @@ const (
 type MemorySource int32
 
 const (
-	MemorySource_MEMORY_SOURCE_UNSPECIFIED MemorySource = 0 // lime where a module for this kernel is installed, else kcore
+	MemorySource_MEMORY_SOURCE_UNSPECIFIED MemorySource = 0 // kcore, or lime where it cannot be read and there is a module for this kernel
 	MemorySource_MEMORY_SOURCE_KCORE       MemorySource = 1
 	MemorySource_MEMORY_SOURCE_LIME        MemorySource = 2
 )
