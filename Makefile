@@ -27,7 +27,7 @@ demo: build ## run the main job in the lab (MEMORY=auto|kcore|lime, KEEP=DIR)
 
 test: ## run all tests
 	go test -race ./...
-	go test -C packaging/lab -race -timeout 20m ./...
+	go test -C packaging/lab -race -timeout 40m -parallel 4 ./... # they mostly wait
 	@if command -v qemu-aarch64-static >/dev/null; then \
 		echo 'for arm64, emulated'; GOARCH=arm64 CGO_ENABLED=0 go test -exec qemu-aarch64-static $(ARM64); \
 	else echo 'not tested for arm64: qemu-aarch64-static (Debian: qemu-user-static) is missing'; fi
