@@ -13,7 +13,7 @@ import (
 
 // Times of the calls.
 const (
-	callLimit    = time.Minute      // for one call with the SDK's retries
+	callLimit    = 3 * time.Minute  // for one call; the SDK's seven waits add up to 71 s at most
 	settleLimit  = time.Minute      // for EC2 to show what was just made
 	settleFirst  = time.Second / 2  // between two looks, growing by half
 	settleMost   = 5 * time.Second  // between two looks
