@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/quicklime-ir/quicklime/agent/arena"
 	"github.com/quicklime-ir/quicklime/agent/artifact"
 	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
@@ -72,7 +73,7 @@ func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter,
 	if slot.Closed() {
 		return nil
 	}
-	out, err := pack.NewWriter(ctx, m.follow(slot, never), pack.Options{Compression: order.stored()})
+	out, err := pack.NewWriter(ctx, m.follow(slot, never), pack.Options{Compression: order.stored(), Alloc: allocFrom(new(arena.Arena))})
 	if err != nil {
 		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
 	}

@@ -3,6 +3,7 @@ package acquire
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 
 	"github.com/quicklime-ir/quicklime/agent/arena"
 	"github.com/quicklime-ir/quicklime/agent/memory"
@@ -12,6 +13,7 @@ import (
 
 // memory takes the image.
 func (a *Acquirer) memory(ctx context.Context, order Order, place Place, m *meter) Result {
+	debug.FreeOSMemory() // what earlier captures left, as a small host has little
 	buffers := new(arena.Arena)
 	options := a.Memory
 	options.Prefer, options.Alloc = order.MemorySource, allocFrom(buffers)
@@ -70,8 +72,8 @@ func (a *Acquirer) source(ctx context.Context, o memory.Options) (memory.Source,
 	return memory.Open(ctx, o)
 }
 
-// allocFrom gives readers their buffers. A reader without a locked buffer
-// reads into one of Go's own, rather than not at all.
+// allocFrom gives buffers that evidence passes through: locked ones, or, rather
+// than none, Go's own.
 func allocFrom(buffers *arena.Arena) func(int) ([]byte, func()) {
 	return func(n int) ([]byte, func()) {
 		b, free, err := buffers.Alloc(n)

@@ -49,6 +49,9 @@ const (
 type Options struct {
 	Compression evidence.Compression // zstd or none
 	PartBytes   int                  // of output in a part; 0 is 8 MiB
+	// Alloc gives the buffer of the part at hand, and what gives it back; nil
+	// takes it from Go's heap.
+	Alloc func(int) (b []byte, free func())
 }
 
 // Part is a stretch of an item, ready to be stored.

@@ -24,6 +24,7 @@ type Writer struct {
 	sink     Sink
 	builder  *Builder
 	buffer   []byte // of the part at hand
+	free     func() // gives it back
 	frame    []byte // input that does not fill a frame yet
 	partSize int
 	parts    int32
@@ -33,7 +34,7 @@ type Writer struct {
 	err      error // the first; every later call gives it again
 }
 
-// NewWriter returns a Writer. Put is called with ctx.
+// NewWriter returns a Writer, which must be closed. Put is called with ctx.
 func NewWriter(ctx context.Context, sink Sink, o Options) (*Writer, error) {
 	if o.PartBytes == 0 {
 		o.PartBytes = defaultPartBytes
@@ -48,9 +49,12 @@ func NewWriter(ctx context.Context, sink Sink, o Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	buffer := make([]byte, 0, Capacity(o.PartBytes+FrameBytes, 0))
-	builder.Reset(1, buffer)
-	return &Writer{ctx: ctx, sink: sink, builder: builder, buffer: buffer, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now(), booted: SinceBoot()}, nil
+	if o.Alloc == nil {
+		o.Alloc = func(n int) ([]byte, func()) { return make([]byte, n), func() {} }
+	}
+	buffer, free := o.Alloc(Capacity(o.PartBytes+FrameBytes, 0))
+	builder.Reset(1, buffer[:0])
+	return &Writer{ctx: ctx, sink: sink, builder: builder, buffer: buffer[:0], free: free, frame: make([]byte, 0, FrameBytes), partSize: o.PartBytes, started: time.Now(), booted: SinceBoot()}, nil
 }
 
 // Write implements io.Writer.
@@ -106,11 +110,14 @@ func (w *Writer) send(last bool) {
 // grant is given for zero bytes, and Parts, being 0, says that none is
 // missing. Closing again gives what the first time gave.
 func (w *Writer) Close() error {
-	if w.closed || w.err != nil {
-		w.closed = true
+	if w.closed {
 		return w.err
 	}
 	w.closed = true
+	defer w.free()
+	if w.err != nil {
+		return w.err
+	}
 	if w.flush(); w.err == nil && (w.builder.Len() > 0 || w.parts == 0 && w.builder.encoder != nil) {
 		w.send(true)
 	}

@@ -33,6 +33,7 @@ type evidence struct {
 	image    string // where the exported image goes
 	facts    guest.Facts
 	c        casefile.Case
+	agent    weight
 	out      io.Writer // where the command's list of objects goes
 }
 
@@ -49,6 +50,7 @@ func check(ctx context.Context, out io.Writer, e evidence) error {
 		{"the intruder's memory and environment are in the image", e.marker},
 		{"the deleted process is in processes.jsonl, with its executable", e.process},
 		{"history, key, cron job and log lines are in the tar", e.traces},
+		{"the agent was small on this small host, and kept no buffer", e.weight},
 	}
 	var errs []error
 	for n, one := range checks {

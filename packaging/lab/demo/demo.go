@@ -82,6 +82,10 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return errors.Join(err, fmt.Errorf("the logs end:\n%s", w.LogTail()))
 	}
+	agent, err := weigh(ctx, vm)
+	if err != nil {
+		return err
+	}
 	copied := filepath.Join(dir, "bucket")
 	if err := download(ctx, w, copied); err != nil {
 		return err
@@ -93,7 +97,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := show(ctx, o.Out, w, c); err != nil {
 		return err
 	}
-	return check(ctx, o.Out, evidence{binaries: o.Binaries, copied: copied, key: key, image: filepath.Join(dir, "memory.lime"), facts: facts, c: c, out: o.Out})
+	return check(ctx, o.Out, evidence{binaries: o.Binaries, copied: copied, key: key, image: filepath.Join(dir, "memory.lime"), facts: facts, c: c, agent: agent, out: o.Out})
 }
 
 // folder is where the demo works: the kept one, or a temporary one.
