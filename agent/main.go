@@ -113,7 +113,8 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	client := upload.NewClient(acquire.MaxUploads, authorities)
 	err = s.Run(ctx, func(ctx context.Context, o session.Order, report func(session.Progress)) session.Result {
 		place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log, Throttle: o.Throttle}}
-		return result(taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: o.MemorySource, Compression: o.Compression, Throttle: o.Throttle}, place,
+		return result(taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: o.MemorySource, Compression: o.Compression, Throttle: o.Throttle,
+			Case: o.Case, Instance: o.Instance, Definitions: o.Definitions, ProcessMemory: o.ProcessMemory}, place,
 			func(p acquire.Progress) {
 				report(session.Progress{BytesRead: p.Read, BytesTotal: p.Total, BytesStored: p.Stored, PartsStored: p.Parts, Doing: p.Doing,
 					Uplink: p.Uplink, Retries: p.Retries})
@@ -186,6 +187,8 @@ type captureCmd struct {
 	Kind        []evidence.Kind `help:"What to take: ${enum}; all of it by default." enum:"volatile,symbols,memory,live"`
 	Source      string          `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
 	Compression string          `help:"Compression: ${enum}." enum:"auto,zstd,none" default:"auto"`
+	Case        string          `help:"Case that each row of a table names."`
+	Instance    string          `help:"Instance that each row of a table names."`
 }
 
 var errNotWhole = errors.New("evidence is not whole")
@@ -221,7 +224,7 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	for _, kind := range kinds {
 		began := time.Now()
 		r := taker.Run(ctx, acquire.Order{Kind: kind, MemorySource: c.Source, Compression: evidence.Compression(c.Compression),
-			Throttle: throttle.New(throttle.Limits{CPUPercent: c.CPU})}, place, progressLine(kind))
+			Case: c.Case, Instance: c.Instance, Throttle: throttle.New(throttle.Limits{CPUPercent: c.CPU})}, place, progressLine(kind))
 		fmt.Fprintf(os.Stderr, "\r%s: %s after %v %s\x1b[K\n", kind, orNothing(r.Status), time.Since(began).Round(time.Millisecond), r.Source)
 		for _, refused := range r.Refused {
 			fmt.Fprintf(os.Stderr, "  source %s refused: %s, %s\n", refused.Source, refused.Reason, refused.Detail)

@@ -73,6 +73,12 @@ type Order struct {
 	MemorySource string // auto, kcore or lime
 	Compression  evidence.Compression
 	Throttle     *throttle.Throttle // nil: no limits
+	// Case and Instance stand in every row of a table.
+	Case, Instance string
+	// Definitions are files of artifact definitions, by name, and
+	// ProcessMemory the processes whose memory is taken, for artifacts alone.
+	Definitions   map[string]string
+	ProcessMemory []int
 }
 
 // stored is the compression that the order's items are stored with.

@@ -18,12 +18,30 @@ const collection = "collection"
 
 // volatile takes the tables, each as an item of its own, in their order.
 func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *meter) Result {
-	var record artifact.Record
-	var errs []error
-	stored := 0
-	for _, table := range a.Host.Volatile() {
+	record := artifact.Record{Case: order.Case, Instance: order.Instance}
+	stored, errs := a.tables(ctx, order, place, m, a.Host.Volatile(), &record)
+	return a.finish(ctx, order, place, m, &record, stored, errs)
+}
+
+// live takes what lasts longer: more tables, then the files, as one tar.
+func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
+	record := artifact.Record{Case: order.Case, Instance: order.Instance}
+	stored, errs := a.tables(ctx, order, place, m, a.Host.Live(), &record)
+	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
+		return a.Host.WriteFiles(ctx, w, &record)
+	})
+	if err == nil {
+		stored++
+	}
+	return a.finish(ctx, order, place, m, &record, stored, append(errs, err))
+}
+
+// tables stores each table as an item of its own. One that fails does not
+// keep the others from being taken.
+func (a *Acquirer) tables(ctx context.Context, order Order, place Place, m *meter, tables []artifact.Table, record *artifact.Record) (stored int, errs []error) {
+	for _, table := range tables {
 		err := a.item(ctx, order, place, m, table.Name, evidence.JSONL, func(w io.Writer) error {
-			return table.Write(ctx, w, &record)
+			return table.Write(ctx, w, record)
 		})
 		if err != nil {
 			errs = append(errs, err)
@@ -31,19 +49,7 @@ func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *me
 		}
 		stored++
 	}
-	return a.finish(ctx, order, place, m, &record, stored, errs)
-}
-
-// live takes the files, as one tar.
-func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
-	var record artifact.Record
-	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
-		return a.Host.WriteFiles(ctx, w, &record)
-	})
-	if err != nil {
-		return a.finish(ctx, order, place, m, &record, 0, []error{err})
-	}
-	return a.finish(ctx, order, place, m, &record, 1, nil)
+	return stored, errs
 }
 
 // finish stores the record of the collection, and sums up.

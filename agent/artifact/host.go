@@ -68,6 +68,12 @@ func (h *Host) Volatile() []Table {
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
 		{"mounts", "The mounts of every mount namespace. Rows: Mount.", h, fillMounts},
 		{"host", "The host itself: kernel, clock, load, settings that matter. One row: Machine.", h, fillMachine},
+	}
+}
+
+// Live lists the tables that change slowly: how the host is set up.
+func (h *Host) Live() []Table {
+	return []Table{
 		{"users", "The accounts, without their password hashes. Rows: User.", h, fillUsers},
 		{"groups", "The groups. Rows: Group.", h, fillGroups},
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -68,15 +69,19 @@ type Summary struct {
 	Dropped int64  `json:"dropped"` // those the record had no room for
 }
 
-// Record lists everything that was tried. Its memory is bounded: entries are
+// Record lists everything that was tried, for one case and instance, whose
+// names stand in each row that is written. Its memory is bounded: entries are
 // kept compressed, at most 8 MiB of them, and those beyond are counted. The zero
 // Record is empty and ready. It may be used from several goroutines.
 type Record struct {
+	Case, Instance string // "" leaves them out
+
 	mu      sync.Mutex
 	spool   bytes.Buffer
 	deflate *flate.Writer // nil until the first entry
 	sealed  bool
 	sum     Summary
+	end     []byte // the summary's row, once it is written
 }
 
 // Add appends an entry.
@@ -100,7 +105,24 @@ func (r *Record) Add(e Entry) {
 	}
 	// Neither marshalling an Entry nor writing to memory can fail.
 	row, _ := json.Marshal(e)
-	r.deflate.Write(append(row, '\n'))
+	r.deflate.Write(append(r.stamp(e.Ended, row), '\n'))
+}
+
+// stamp puts case, instance and time in front of a row, a JSON object.
+func (r *Record) stamp(at time.Time, row []byte) []byte {
+	// Texts and a time marshal without fail.
+	head, _ := json.Marshal(stamp{r.Case, r.Instance, at.UTC()})
+	if row[1] == '}' {
+		return append(head, row[2:]...)
+	}
+	return append(append(head[:len(head)-1], ','), row[1:]...)
+}
+
+// stamp is what every row of a table, and of a record, begins with.
+type stamp struct {
+	Case        string    `json:"case,omitempty"`
+	Instance    string    `json:"instance,omitempty"`
+	CollectedAt time.Time `json:"collected_at"` // when the row was read, by this host's clock
 }
 
 // Summary counts what was added so far.
@@ -115,16 +137,28 @@ func (r *Record) Summary() Summary {
 // WriteTo writes the record as JSON Lines, an Entry each, a Summary last. It
 // ends the record: what is added later is only counted.
 func (r *Record) WriteTo(w io.Writer) (int64, error) {
-	last, _ := json.Marshal(r.Summary())
+	last := r.last()
 	rows, err := r.seal()
 	if err != nil {
 		return 0, err
 	}
-	n, err := io.Copy(w, io.MultiReader(rows, bytes.NewReader(append(last, '\n'))))
+	n, err := io.Copy(w, io.MultiReader(rows, bytes.NewReader(last), strings.NewReader("\n")))
 	if err != nil {
 		return n, fmt.Errorf("cannot write the record: %w", err)
 	}
 	return n, nil
+}
+
+// last gives the row of the summary, the same each time.
+func (r *Record) last() []byte {
+	sum := r.Summary()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.end == nil {
+		row, _ := json.Marshal(sum)
+		r.end = r.stamp(time.Now(), row)
+	}
+	return r.end
 }
 
 func (r *Record) seal() (io.Reader, error) {

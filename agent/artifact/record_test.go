@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +36,19 @@ func TestRecordIsBoundedAndKeepsRoomForFailures(t *testing.T) {
 	}
 	if int64(len(all)) != 150_001-rec.Summary().Dropped {
 		t.Errorf("%d entries, want all but %d", len(all), rec.Summary().Dropped)
+	}
+}
+
+func TestRowsNameTheirCase(t *testing.T) {
+	rec := Record{Case: "c-1", Instance: "i-1"}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
+	for row, want := range map[string]string{
+		`{}`:          `{"case":"c-1","instance":"i-1","collected_at":"2026-01-02T02:04:05Z"}`,
+		"{\"a\":1}\n": `{"case":"c-1","instance":"i-1","collected_at":"2026-01-02T02:04:05Z","a":1}` + "\n",
+	} {
+		if got := string(rec.stamp(at, []byte(row))); got != want {
+			t.Errorf("%s: got %s, want %s", row, got, want)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -27,15 +28,18 @@ type sheet struct {
 	entry Entry
 	hash  hash.Hash
 	out   *bufio.Writer
-	rows  *json.Encoder
+	rows  io.Writer // out, the hash and the count
+	row   bytes.Buffer
+	json  *json.Encoder // into row
 }
 
 func newSheet(ctx context.Context, name string, w io.Writer, rec *Record) *sheet {
 	s := &sheet{ctx: ctx, rec: rec, hash: sha256.New()}
 	s.entry = Entry{Source: "table:" + name, Started: time.Now()}
 	s.out = bufio.NewWriterSize(w, 64<<10)
-	s.rows = json.NewEncoder(io.MultiWriter(s.out, s.hash, (*counter)(&s.entry.Bytes)))
-	s.rows.SetEscapeHTML(false)
+	s.rows = io.MultiWriter(s.out, s.hash, (*counter)(&s.entry.Bytes))
+	s.json = json.NewEncoder(&s.row)
+	s.json.SetEscapeHTML(false)
 	return s
 }
 
@@ -51,8 +55,13 @@ func (s *sheet) put(row any) error {
 	if err := s.ctx.Err(); err != nil {
 		return err
 	}
+	s.row.Reset()
+	if err := s.json.Encode(row); err != nil {
+		return err
+	}
 	s.entry.Rows++
-	return s.rows.Encode(row)
+	_, err := s.rows.Write(s.rec.stamp(time.Now(), s.row.Bytes()))
+	return err
 }
 
 // failed records that path could not be read.

@@ -178,7 +178,7 @@ func clip(text string) string {
 }
 
 func orderFromWire(w *wire.Order) (Order, error) {
-	o := Order{ID: w.GetId(), Case: w.GetCaseId(), MemorySource: "auto", TimeLimit: w.GetTimeLimit().AsDuration(),
+	o := Order{ID: w.GetId(), Case: w.GetCaseId(), Instance: w.GetInstanceId(), MemorySource: "auto", TimeLimit: w.GetTimeLimit().AsDuration(),
 		Throttle: throttle.New(limitsFromWire(w.GetMemory().GetLimits()))}
 	if o.ID == "" || o.TimeLimit <= 0 {
 		return o, fmt.Errorf("cannot run order %q: it needs an id and a time limit", o.ID)
@@ -197,10 +197,16 @@ func orderFromWire(w *wire.Order) (Order, error) {
 			return o, fmt.Errorf("cannot run order %s: unknown memory source %v", o.ID, capture.Memory.GetSource())
 		}
 	case *wire.Order_Volatile:
+		if err := o.choose(capture.Volatile); err != nil {
+			return o, err
+		}
 		o.Kind, compression = evidence.Volatile, capture.Volatile.GetCompression()
 	case *wire.Order_Symbols:
 		o.Kind, compression = evidence.Symbols, capture.Symbols.GetCompression()
 	case *wire.Order_Live:
+		if err := o.choose(capture.Live); err != nil {
+			return o, err
+		}
 		o.Kind, compression = evidence.Live, capture.Live.GetCompression()
 	default:
 		return o, fmt.Errorf("cannot run order %s: it names no capture that this agent knows", o.ID)
@@ -213,6 +219,37 @@ func orderFromWire(w *wire.Order) (Order, error) {
 		o.Compression = evidence.Zstd // tables and files are small, and compress well
 	}
 	return o, nil
+}
+
+// Bounds of what an order for artifacts may name.
+const (
+	maxDefinitionFiles = 64
+	maxDefinitionBytes = 256 << 10 // of one file
+	maxProcessMemory   = 64
+)
+
+// choose reads what is to be taken beside the agent's own choice.
+func (o *Order) choose(c *wire.ArtifactCapture) error {
+	if len(c.GetDefinitions()) > maxDefinitionFiles || len(c.GetProcessMemory()) > maxProcessMemory {
+		return fmt.Errorf("cannot run order %s: it names %d files of definitions and %d processes, want %d and %d at most",
+			o.ID, len(c.GetDefinitions()), len(c.GetProcessMemory()), maxDefinitionFiles, maxProcessMemory)
+	}
+	for _, f := range c.GetDefinitions() {
+		if len(f.GetYaml()) > maxDefinitionBytes {
+			return fmt.Errorf("cannot run order %s: definitions %.80q have %d bytes, want %d at most", o.ID, f.GetName(), len(f.GetYaml()), maxDefinitionBytes)
+		}
+		if o.Definitions == nil {
+			o.Definitions = map[string]string{}
+		}
+		o.Definitions[f.GetName()] = f.GetYaml()
+	}
+	for _, pid := range c.GetProcessMemory() {
+		if pid <= 0 {
+			return fmt.Errorf("cannot run order %s: %d is no process", o.ID, pid)
+		}
+		o.ProcessMemory = append(o.ProcessMemory, int(pid))
+	}
+	return nil
 }
 
 // limitsFromWire reads limits; none were set where there are none.

@@ -47,11 +47,16 @@ const (
 type Order struct {
 	ID           string
 	Case         string
+	Instance     string // as the case names this host
 	Kind         evidence.Kind
 	MemorySource string // auto, kcore or lime
 	Compression  evidence.Compression
 	TimeLimit    time.Duration
 	Throttle     *throttle.Throttle // what it may take; the collector changes it while the order runs
+	// Definitions are files of artifact definitions, by name; ProcessMemory
+	// lists processes whose memory is taken. Both are for artifacts alone.
+	Definitions   map[string]string
+	ProcessMemory []int
 }
 
 // Progress says how far an order has come.

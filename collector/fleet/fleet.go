@@ -194,7 +194,7 @@ func (f *Fleet) Agents() []*wire.AttachedAgent {
 }
 
 func orderOf(c Capture, limit time.Duration) *wire.Order {
-	o := &wire.Order{Id: c.ID, CaseId: c.Case, TimeLimit: durationpb.New(limit)}
+	o := &wire.Order{Id: c.ID, CaseId: c.Case, InstanceId: c.Instance.ID, TimeLimit: durationpb.New(limit)}
 	switch c.Kind {
 	case evidence.Memory:
 		o.Capture = &wire.Order_Memory{Memory: &wire.MemoryCapture{Source: c.MemorySource, Compression: c.Compression, Limits: c.Limits}}

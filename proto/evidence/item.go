@@ -43,6 +43,7 @@ const (
 	LiME  Format = "lime"
 	JSONL Format = "jsonl"
 	Tar   Format = "tar"
+	Text  Format = "txt" // lines that are no JSON, such as a bodyfile's
 )
 
 // Compression is how an item's bytes are compressed.

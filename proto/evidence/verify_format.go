@@ -81,6 +81,8 @@ func walkFormat(src *bufio.Reader, item Item, cut bool) (string, error) {
 		return walkJSONL(src, cut)
 	case Tar:
 		return walkTar(src, cut)
+	case Text:
+		return walkText(src)
 	}
 	_, err := io.Copy(io.Discard, src)
 	return "", errors.Join(fmt.Errorf("format %.40q is unknown", string(item.Format)), err)
@@ -120,6 +122,22 @@ func walkJSONL(src io.Reader, cut bool) (string, error) {
 		return "", fmt.Errorf("after line %d: %w", n, err)
 	}
 	return fmt.Sprintf("%d lines, each a JSON object", n), nil
+}
+
+// walkText counts lines. Any bytes are text.
+func walkText(src *bufio.Reader) (string, error) {
+	n := 0
+	for {
+		_, err := src.ReadSlice('\n')
+		switch {
+		case err == nil:
+			n++
+		case errors.Is(err, io.EOF):
+			return fmt.Sprintf("%d lines", n), nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return "", err
+		}
+	}
 }
 
 // walkTar goes from header to header. It asks no entry for its bytes: what a

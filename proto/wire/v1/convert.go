@@ -18,6 +18,7 @@ var formats = map[evidence.Format]Format{
 	evidence.LiME:  Format_FORMAT_LIME,
 	evidence.JSONL: Format_FORMAT_JSONL,
 	evidence.Tar:   Format_FORMAT_TAR,
+	evidence.Text:  Format_FORMAT_TEXT,
 }
 
 var compressions = map[evidence.Compression]Compression{

@@ -251,6 +251,7 @@ const (
 	Format_FORMAT_LIME        Format = 1
 	Format_FORMAT_JSONL       Format = 2
 	Format_FORMAT_TAR         Format = 3
+	Format_FORMAT_TEXT        Format = 4
 )
 
 // Enum value maps for Format.
@@ -260,12 +261,14 @@ var (
 		1: "FORMAT_LIME",
 		2: "FORMAT_JSONL",
 		3: "FORMAT_TAR",
+		4: "FORMAT_TEXT",
 	}
 	Format_value = map[string]int32{
 		"FORMAT_UNSPECIFIED": 0,
 		"FORMAT_LIME":        1,
 		"FORMAT_JSONL":       2,
 		"FORMAT_TAR":         3,
+		"FORMAT_TEXT":        4,
 	}
 )
 
@@ -759,7 +762,8 @@ type Order struct {
 	//	*Order_Live
 	//	*Order_Symbols
 	Capture       isOrder_Capture      `protobuf_oneof:"capture"`
-	TimeLimit     *durationpb.Duration `protobuf:"bytes,6,opt,name=time_limit,json=timeLimit,proto3" json:"time_limit,omitempty"` // the agent gives up by itself after it
+	TimeLimit     *durationpb.Duration `protobuf:"bytes,6,opt,name=time_limit,json=timeLimit,proto3" json:"time_limit,omitempty"`    // the agent gives up by itself after it
+	InstanceId    string               `protobuf:"bytes,8,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"` // the host, as its evidence names it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -856,6 +860,13 @@ func (x *Order) GetTimeLimit() *durationpb.Duration {
 		return x.TimeLimit
 	}
 	return nil
+}
+
+func (x *Order) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
 }
 
 type isOrder_Capture interface {
@@ -1065,6 +1076,8 @@ func (x *Control) GetLimits() *Limits {
 type ArtifactCapture struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Compression   Compression            `protobuf:"varint,1,opt,name=compression,proto3,enum=quicklime.wire.v1.Compression" json:"compression,omitempty"`
+	Definitions   []*DefinitionFile      `protobuf:"bytes,2,rep,name=definitions,proto3" json:"definitions,omitempty"`                                  // what to take beside the agent's own; 64 at most
+	ProcessMemory []int32                `protobuf:"varint,3,rep,packed,name=process_memory,json=processMemory,proto3" json:"process_memory,omitempty"` // processes whose memory to take as well; 64 at most
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1106,6 +1119,74 @@ func (x *ArtifactCapture) GetCompression() Compression {
 	return Compression_COMPRESSION_UNSPECIFIED
 }
 
+func (x *ArtifactCapture) GetDefinitions() []*DefinitionFile {
+	if x != nil {
+		return x.Definitions
+	}
+	return nil
+}
+
+func (x *ArtifactCapture) GetProcessMemory() []int32 {
+	if x != nil {
+		return x.ProcessMemory
+	}
+	return nil
+}
+
+// DefinitionFile holds definitions in the format of ForensicArtifacts. None of
+// type COMMAND is run.
+type DefinitionFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // for messages alone
+	Yaml          string                 `protobuf:"bytes,2,opt,name=yaml,proto3" json:"yaml,omitempty"` // 256 KiB at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DefinitionFile) Reset() {
+	*x = DefinitionFile{}
+	mi := &file_quicklime_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DefinitionFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DefinitionFile) ProtoMessage() {}
+
+func (x *DefinitionFile) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DefinitionFile.ProtoReflect.Descriptor instead.
+func (*DefinitionFile) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DefinitionFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DefinitionFile) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
 type CancelOrder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
@@ -1116,7 +1197,7 @@ type CancelOrder struct {
 
 func (x *CancelOrder) Reset() {
 	*x = CancelOrder{}
-	mi := &file_quicklime_proto_msgTypes[10]
+	mi := &file_quicklime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1209,7 @@ func (x *CancelOrder) String() string {
 func (*CancelOrder) ProtoMessage() {}
 
 func (x *CancelOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[10]
+	mi := &file_quicklime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1222,7 @@ func (x *CancelOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrder.ProtoReflect.Descriptor instead.
 func (*CancelOrder) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{10}
+	return file_quicklime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CancelOrder) GetOrderId() string {
@@ -1167,7 +1248,7 @@ type ResultTaken struct {
 
 func (x *ResultTaken) Reset() {
 	*x = ResultTaken{}
-	mi := &file_quicklime_proto_msgTypes[11]
+	mi := &file_quicklime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1260,7 @@ func (x *ResultTaken) String() string {
 func (*ResultTaken) ProtoMessage() {}
 
 func (x *ResultTaken) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[11]
+	mi := &file_quicklime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1273,7 @@ func (x *ResultTaken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultTaken.ProtoReflect.Descriptor instead.
 func (*ResultTaken) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{11}
+	return file_quicklime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ResultTaken) GetOrderId() string {
@@ -1223,7 +1304,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_quicklime_proto_msgTypes[12]
+	mi := &file_quicklime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1316,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[12]
+	mi := &file_quicklime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1329,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{12}
+	return file_quicklime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Progress) GetOrderId() string {
@@ -1351,7 +1432,7 @@ type OrderResult struct {
 
 func (x *OrderResult) Reset() {
 	*x = OrderResult{}
-	mi := &file_quicklime_proto_msgTypes[13]
+	mi := &file_quicklime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1444,7 @@ func (x *OrderResult) String() string {
 func (*OrderResult) ProtoMessage() {}
 
 func (x *OrderResult) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[13]
+	mi := &file_quicklime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1457,7 @@ func (x *OrderResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderResult.ProtoReflect.Descriptor instead.
 func (*OrderResult) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{13}
+	return file_quicklime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OrderResult) GetOrderId() string {
@@ -1449,7 +1530,7 @@ type OpenItemRequest struct {
 
 func (x *OpenItemRequest) Reset() {
 	*x = OpenItemRequest{}
-	mi := &file_quicklime_proto_msgTypes[14]
+	mi := &file_quicklime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1542,7 @@ func (x *OpenItemRequest) String() string {
 func (*OpenItemRequest) ProtoMessage() {}
 
 func (x *OpenItemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[14]
+	mi := &file_quicklime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1555,7 @@ func (x *OpenItemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenItemRequest.ProtoReflect.Descriptor instead.
 func (*OpenItemRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{14}
+	return file_quicklime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OpenItemRequest) GetOrderId() string {
@@ -1544,7 +1625,7 @@ type OpenItemReply struct {
 
 func (x *OpenItemReply) Reset() {
 	*x = OpenItemReply{}
-	mi := &file_quicklime_proto_msgTypes[15]
+	mi := &file_quicklime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1637,7 @@ func (x *OpenItemReply) String() string {
 func (*OpenItemReply) ProtoMessage() {}
 
 func (x *OpenItemReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[15]
+	mi := &file_quicklime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1650,7 @@ func (x *OpenItemReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenItemReply.ProtoReflect.Descriptor instead.
 func (*OpenItemReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{15}
+	return file_quicklime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OpenItemReply) GetItemId() string {
@@ -1604,7 +1685,7 @@ type StoredPart struct {
 
 func (x *StoredPart) Reset() {
 	*x = StoredPart{}
-	mi := &file_quicklime_proto_msgTypes[16]
+	mi := &file_quicklime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1697,7 @@ func (x *StoredPart) String() string {
 func (*StoredPart) ProtoMessage() {}
 
 func (x *StoredPart) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[16]
+	mi := &file_quicklime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1710,7 @@ func (x *StoredPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredPart.ProtoReflect.Descriptor instead.
 func (*StoredPart) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{16}
+	return file_quicklime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StoredPart) GetNumber() int32 {
@@ -1675,7 +1756,7 @@ type GrantPartRequest struct {
 
 func (x *GrantPartRequest) Reset() {
 	*x = GrantPartRequest{}
-	mi := &file_quicklime_proto_msgTypes[17]
+	mi := &file_quicklime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1768,7 @@ func (x *GrantPartRequest) String() string {
 func (*GrantPartRequest) ProtoMessage() {}
 
 func (x *GrantPartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[17]
+	mi := &file_quicklime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1781,7 @@ func (x *GrantPartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantPartRequest.ProtoReflect.Descriptor instead.
 func (*GrantPartRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{17}
+	return file_quicklime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GrantPartRequest) GetOrderId() string {
@@ -1799,7 +1880,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_quicklime_proto_msgTypes[18]
+	mi := &file_quicklime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +1892,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[18]
+	mi := &file_quicklime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +1905,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{18}
+	return file_quicklime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Frame) GetStored() uint32 {
@@ -1852,7 +1933,7 @@ type PhysicalRange struct {
 
 func (x *PhysicalRange) Reset() {
 	*x = PhysicalRange{}
-	mi := &file_quicklime_proto_msgTypes[19]
+	mi := &file_quicklime_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1945,7 @@ func (x *PhysicalRange) String() string {
 func (*PhysicalRange) ProtoMessage() {}
 
 func (x *PhysicalRange) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[19]
+	mi := &file_quicklime_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1958,7 @@ func (x *PhysicalRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PhysicalRange.ProtoReflect.Descriptor instead.
 func (*PhysicalRange) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{19}
+	return file_quicklime_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PhysicalRange) GetStart() uint64 {
@@ -1907,7 +1988,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_quicklime_proto_msgTypes[20]
+	mi := &file_quicklime_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2000,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[20]
+	mi := &file_quicklime_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2013,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{20}
+	return file_quicklime_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Gap) GetRange() *PhysicalRange {
@@ -1967,7 +2048,7 @@ type GrantPartReply struct {
 
 func (x *GrantPartReply) Reset() {
 	*x = GrantPartReply{}
-	mi := &file_quicklime_proto_msgTypes[21]
+	mi := &file_quicklime_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2060,7 @@ func (x *GrantPartReply) String() string {
 func (*GrantPartReply) ProtoMessage() {}
 
 func (x *GrantPartReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[21]
+	mi := &file_quicklime_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2073,7 @@ func (x *GrantPartReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantPartReply.ProtoReflect.Descriptor instead.
 func (*GrantPartReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{21}
+	return file_quicklime_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GrantPartReply) GetUrl() string {
@@ -2028,7 +2109,7 @@ type CloseItemRequest struct {
 
 func (x *CloseItemRequest) Reset() {
 	*x = CloseItemRequest{}
-	mi := &file_quicklime_proto_msgTypes[22]
+	mi := &file_quicklime_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2121,7 @@ func (x *CloseItemRequest) String() string {
 func (*CloseItemRequest) ProtoMessage() {}
 
 func (x *CloseItemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[22]
+	mi := &file_quicklime_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2134,7 @@ func (x *CloseItemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseItemRequest.ProtoReflect.Descriptor instead.
 func (*CloseItemRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{22}
+	return file_quicklime_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CloseItemRequest) GetOrderId() string {
@@ -2093,7 +2174,7 @@ type CloseItemReply struct {
 
 func (x *CloseItemReply) Reset() {
 	*x = CloseItemReply{}
-	mi := &file_quicklime_proto_msgTypes[23]
+	mi := &file_quicklime_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2186,7 @@ func (x *CloseItemReply) String() string {
 func (*CloseItemReply) ProtoMessage() {}
 
 func (x *CloseItemReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[23]
+	mi := &file_quicklime_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2199,7 @@ func (x *CloseItemReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseItemReply.ProtoReflect.Descriptor instead.
 func (*CloseItemReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{23}
+	return file_quicklime_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CloseItemReply) GetWhole() bool {
@@ -2137,7 +2218,7 @@ type TriggerRequest struct {
 
 func (x *TriggerRequest) Reset() {
 	*x = TriggerRequest{}
-	mi := &file_quicklime_proto_msgTypes[24]
+	mi := &file_quicklime_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2230,7 @@ func (x *TriggerRequest) String() string {
 func (*TriggerRequest) ProtoMessage() {}
 
 func (x *TriggerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[24]
+	mi := &file_quicklime_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2243,7 @@ func (x *TriggerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TriggerRequest.ProtoReflect.Descriptor instead.
 func (*TriggerRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{24}
+	return file_quicklime_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TriggerRequest) GetEvent() []byte {
@@ -2181,7 +2262,7 @@ type TriggerReply struct {
 
 func (x *TriggerReply) Reset() {
 	*x = TriggerReply{}
-	mi := &file_quicklime_proto_msgTypes[25]
+	mi := &file_quicklime_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2274,7 @@ func (x *TriggerReply) String() string {
 func (*TriggerReply) ProtoMessage() {}
 
 func (x *TriggerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[25]
+	mi := &file_quicklime_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2287,7 @@ func (x *TriggerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TriggerReply.ProtoReflect.Descriptor instead.
 func (*TriggerReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{25}
+	return file_quicklime_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TriggerReply) GetCaseIds() []string {
@@ -2224,7 +2305,7 @@ type ListCasesRequest struct {
 
 func (x *ListCasesRequest) Reset() {
 	*x = ListCasesRequest{}
-	mi := &file_quicklime_proto_msgTypes[26]
+	mi := &file_quicklime_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2317,7 @@ func (x *ListCasesRequest) String() string {
 func (*ListCasesRequest) ProtoMessage() {}
 
 func (x *ListCasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[26]
+	mi := &file_quicklime_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2330,7 @@ func (x *ListCasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCasesRequest.ProtoReflect.Descriptor instead.
 func (*ListCasesRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{26}
+	return file_quicklime_proto_rawDescGZIP(), []int{27}
 }
 
 type ListCasesReply struct {
@@ -2261,7 +2342,7 @@ type ListCasesReply struct {
 
 func (x *ListCasesReply) Reset() {
 	*x = ListCasesReply{}
-	mi := &file_quicklime_proto_msgTypes[27]
+	mi := &file_quicklime_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2354,7 @@ func (x *ListCasesReply) String() string {
 func (*ListCasesReply) ProtoMessage() {}
 
 func (x *ListCasesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[27]
+	mi := &file_quicklime_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2367,7 @@ func (x *ListCasesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCasesReply.ProtoReflect.Descriptor instead.
 func (*ListCasesReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{27}
+	return file_quicklime_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListCasesReply) GetCases() [][]byte {
@@ -2305,7 +2386,7 @@ type GetCaseRequest struct {
 
 func (x *GetCaseRequest) Reset() {
 	*x = GetCaseRequest{}
-	mi := &file_quicklime_proto_msgTypes[28]
+	mi := &file_quicklime_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2398,7 @@ func (x *GetCaseRequest) String() string {
 func (*GetCaseRequest) ProtoMessage() {}
 
 func (x *GetCaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[28]
+	mi := &file_quicklime_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2411,7 @@ func (x *GetCaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCaseRequest.ProtoReflect.Descriptor instead.
 func (*GetCaseRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{28}
+	return file_quicklime_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetCaseRequest) GetId() string {
@@ -2350,7 +2431,7 @@ type GetCaseReply struct {
 
 func (x *GetCaseReply) Reset() {
 	*x = GetCaseReply{}
-	mi := &file_quicklime_proto_msgTypes[29]
+	mi := &file_quicklime_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2443,7 @@ func (x *GetCaseReply) String() string {
 func (*GetCaseReply) ProtoMessage() {}
 
 func (x *GetCaseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[29]
+	mi := &file_quicklime_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2456,7 @@ func (x *GetCaseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCaseReply.ProtoReflect.Descriptor instead.
 func (*GetCaseReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{29}
+	return file_quicklime_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetCaseReply) GetCase() []byte {
@@ -2402,7 +2483,7 @@ type CloseCaseRequest struct {
 
 func (x *CloseCaseRequest) Reset() {
 	*x = CloseCaseRequest{}
-	mi := &file_quicklime_proto_msgTypes[30]
+	mi := &file_quicklime_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2495,7 @@ func (x *CloseCaseRequest) String() string {
 func (*CloseCaseRequest) ProtoMessage() {}
 
 func (x *CloseCaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[30]
+	mi := &file_quicklime_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2508,7 @@ func (x *CloseCaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseCaseRequest.ProtoReflect.Descriptor instead.
 func (*CloseCaseRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{30}
+	return file_quicklime_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CloseCaseRequest) GetId() string {
@@ -2452,7 +2533,7 @@ type CloseCaseReply struct {
 
 func (x *CloseCaseReply) Reset() {
 	*x = CloseCaseReply{}
-	mi := &file_quicklime_proto_msgTypes[31]
+	mi := &file_quicklime_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2545,7 @@ func (x *CloseCaseReply) String() string {
 func (*CloseCaseReply) ProtoMessage() {}
 
 func (x *CloseCaseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[31]
+	mi := &file_quicklime_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2558,7 @@ func (x *CloseCaseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseCaseReply.ProtoReflect.Descriptor instead.
 func (*CloseCaseReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{31}
+	return file_quicklime_proto_rawDescGZIP(), []int{32}
 }
 
 type ControlCaptureRequest struct {
@@ -2492,7 +2573,7 @@ type ControlCaptureRequest struct {
 
 func (x *ControlCaptureRequest) Reset() {
 	*x = ControlCaptureRequest{}
-	mi := &file_quicklime_proto_msgTypes[32]
+	mi := &file_quicklime_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2585,7 @@ func (x *ControlCaptureRequest) String() string {
 func (*ControlCaptureRequest) ProtoMessage() {}
 
 func (x *ControlCaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[32]
+	mi := &file_quicklime_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2598,7 @@ func (x *ControlCaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlCaptureRequest.ProtoReflect.Descriptor instead.
 func (*ControlCaptureRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{32}
+	return file_quicklime_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ControlCaptureRequest) GetCaseId() string {
@@ -2557,7 +2638,7 @@ type ControlCaptureReply struct {
 
 func (x *ControlCaptureReply) Reset() {
 	*x = ControlCaptureReply{}
-	mi := &file_quicklime_proto_msgTypes[33]
+	mi := &file_quicklime_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2650,7 @@ func (x *ControlCaptureReply) String() string {
 func (*ControlCaptureReply) ProtoMessage() {}
 
 func (x *ControlCaptureReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[33]
+	mi := &file_quicklime_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2663,7 @@ func (x *ControlCaptureReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlCaptureReply.ProtoReflect.Descriptor instead.
 func (*ControlCaptureReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{33}
+	return file_quicklime_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ControlCaptureReply) GetOrderIds() []string {
@@ -2600,7 +2681,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_quicklime_proto_msgTypes[34]
+	mi := &file_quicklime_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2693,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[34]
+	mi := &file_quicklime_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2706,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{34}
+	return file_quicklime_proto_rawDescGZIP(), []int{35}
 }
 
 type ListAgentsReply struct {
@@ -2637,7 +2718,7 @@ type ListAgentsReply struct {
 
 func (x *ListAgentsReply) Reset() {
 	*x = ListAgentsReply{}
-	mi := &file_quicklime_proto_msgTypes[35]
+	mi := &file_quicklime_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2730,7 @@ func (x *ListAgentsReply) String() string {
 func (*ListAgentsReply) ProtoMessage() {}
 
 func (x *ListAgentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[35]
+	mi := &file_quicklime_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2743,7 @@ func (x *ListAgentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsReply.ProtoReflect.Descriptor instead.
 func (*ListAgentsReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{35}
+	return file_quicklime_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListAgentsReply) GetAgents() []*AttachedAgent {
@@ -2684,7 +2765,7 @@ type AttachedAgent struct {
 
 func (x *AttachedAgent) Reset() {
 	*x = AttachedAgent{}
-	mi := &file_quicklime_proto_msgTypes[36]
+	mi := &file_quicklime_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2696,7 +2777,7 @@ func (x *AttachedAgent) String() string {
 func (*AttachedAgent) ProtoMessage() {}
 
 func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[36]
+	mi := &file_quicklime_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2709,7 +2790,7 @@ func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedAgent.ProtoReflect.Descriptor instead.
 func (*AttachedAgent) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{36}
+	return file_quicklime_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AttachedAgent) GetId() string {
@@ -2775,7 +2856,7 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\"F\n" +
 	"\tHeartbeat\x129\n" +
 	"\n" +
-	"wall_clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\twallClock\"\xed\x02\n" +
+	"wall_clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\twallClock\"\x8e\x03\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\acase_id\x18\x02 \x01(\tR\x06caseId\x12:\n" +
@@ -2784,7 +2865,9 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x04live\x18\x05 \x01(\v2\".quicklime.wire.v1.ArtifactCaptureH\x00R\x04live\x12>\n" +
 	"\asymbols\x18\a \x01(\v2\".quicklime.wire.v1.ArtifactCaptureH\x00R\asymbols\x128\n" +
 	"\n" +
-	"time_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\ttimeLimitB\t\n" +
+	"time_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\ttimeLimit\x12\x1f\n" +
+	"\vinstance_id\x18\b \x01(\tR\n" +
+	"instanceIdB\t\n" +
 	"\acapture\"\xbd\x01\n" +
 	"\rMemoryCapture\x127\n" +
 	"\x06source\x18\x01 \x01(\x0e2\x1f.quicklime.wire.v1.MemorySourceR\x06source\x12@\n" +
@@ -2797,9 +2880,14 @@ const file_quicklime_proto_rawDesc = "" +
 	"\aControl\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
 	"\x06paused\x18\x02 \x01(\bR\x06paused\x121\n" +
-	"\x06limits\x18\x03 \x01(\v2\x19.quicklime.wire.v1.LimitsR\x06limits\"S\n" +
+	"\x06limits\x18\x03 \x01(\v2\x19.quicklime.wire.v1.LimitsR\x06limits\"\xbf\x01\n" +
 	"\x0fArtifactCapture\x12@\n" +
-	"\vcompression\x18\x01 \x01(\x0e2\x1e.quicklime.wire.v1.CompressionR\vcompression\"@\n" +
+	"\vcompression\x18\x01 \x01(\x0e2\x1e.quicklime.wire.v1.CompressionR\vcompression\x12C\n" +
+	"\vdefinitions\x18\x02 \x03(\v2!.quicklime.wire.v1.DefinitionFileR\vdefinitions\x12%\n" +
+	"\x0eprocess_memory\x18\x03 \x03(\x05R\rprocessMemory\"8\n" +
+	"\x0eDefinitionFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04yaml\x18\x02 \x01(\tR\x04yaml\"@\n" +
 	"\vCancelOrder\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"(\n" +
@@ -2939,13 +3027,14 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rOUTCOME_WHOLE\x10\x01\x12\x13\n" +
 	"\x0fOUTCOME_PARTIAL\x10\x02\x12\x12\n" +
-	"\x0eOUTCOME_FAILED\x10\x03*S\n" +
+	"\x0eOUTCOME_FAILED\x10\x03*d\n" +
 	"\x06Format\x12\x16\n" +
 	"\x12FORMAT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vFORMAT_LIME\x10\x01\x12\x10\n" +
 	"\fFORMAT_JSONL\x10\x02\x12\x0e\n" +
 	"\n" +
-	"FORMAT_TAR\x10\x032\xde\x02\n" +
+	"FORMAT_TAR\x10\x03\x12\x0f\n" +
+	"\vFORMAT_TEXT\x10\x042\xde\x02\n" +
 	"\fAgentService\x12R\n" +
 	"\x06Attach\x12\x1f.quicklime.wire.v1.AgentMessage\x1a#.quicklime.wire.v1.CollectorMessage(\x010\x01\x12P\n" +
 	"\bOpenItem\x12\".quicklime.wire.v1.OpenItemRequest\x1a .quicklime.wire.v1.OpenItemReply\x12S\n" +
@@ -2973,7 +3062,7 @@ func file_quicklime_proto_rawDescGZIP() []byte {
 }
 
 var file_quicklime_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_quicklime_proto_goTypes = []any{
 	(MemorySource)(0),             // 0: quicklime.wire.v1.MemorySource
 	(Compression)(0),              // 1: quicklime.wire.v1.Compression
@@ -2990,108 +3079,110 @@ var file_quicklime_proto_goTypes = []any{
 	(*Limits)(nil),                // 12: quicklime.wire.v1.Limits
 	(*Control)(nil),               // 13: quicklime.wire.v1.Control
 	(*ArtifactCapture)(nil),       // 14: quicklime.wire.v1.ArtifactCapture
-	(*CancelOrder)(nil),           // 15: quicklime.wire.v1.CancelOrder
-	(*ResultTaken)(nil),           // 16: quicklime.wire.v1.ResultTaken
-	(*Progress)(nil),              // 17: quicklime.wire.v1.Progress
-	(*OrderResult)(nil),           // 18: quicklime.wire.v1.OrderResult
-	(*OpenItemRequest)(nil),       // 19: quicklime.wire.v1.OpenItemRequest
-	(*OpenItemReply)(nil),         // 20: quicklime.wire.v1.OpenItemReply
-	(*StoredPart)(nil),            // 21: quicklime.wire.v1.StoredPart
-	(*GrantPartRequest)(nil),      // 22: quicklime.wire.v1.GrantPartRequest
-	(*Frame)(nil),                 // 23: quicklime.wire.v1.Frame
-	(*PhysicalRange)(nil),         // 24: quicklime.wire.v1.PhysicalRange
-	(*Gap)(nil),                   // 25: quicklime.wire.v1.Gap
-	(*GrantPartReply)(nil),        // 26: quicklime.wire.v1.GrantPartReply
-	(*CloseItemRequest)(nil),      // 27: quicklime.wire.v1.CloseItemRequest
-	(*CloseItemReply)(nil),        // 28: quicklime.wire.v1.CloseItemReply
-	(*TriggerRequest)(nil),        // 29: quicklime.wire.v1.TriggerRequest
-	(*TriggerReply)(nil),          // 30: quicklime.wire.v1.TriggerReply
-	(*ListCasesRequest)(nil),      // 31: quicklime.wire.v1.ListCasesRequest
-	(*ListCasesReply)(nil),        // 32: quicklime.wire.v1.ListCasesReply
-	(*GetCaseRequest)(nil),        // 33: quicklime.wire.v1.GetCaseRequest
-	(*GetCaseReply)(nil),          // 34: quicklime.wire.v1.GetCaseReply
-	(*CloseCaseRequest)(nil),      // 35: quicklime.wire.v1.CloseCaseRequest
-	(*CloseCaseReply)(nil),        // 36: quicklime.wire.v1.CloseCaseReply
-	(*ControlCaptureRequest)(nil), // 37: quicklime.wire.v1.ControlCaptureRequest
-	(*ControlCaptureReply)(nil),   // 38: quicklime.wire.v1.ControlCaptureReply
-	(*ListAgentsRequest)(nil),     // 39: quicklime.wire.v1.ListAgentsRequest
-	(*ListAgentsReply)(nil),       // 40: quicklime.wire.v1.ListAgentsReply
-	(*AttachedAgent)(nil),         // 41: quicklime.wire.v1.AttachedAgent
-	nil,                           // 42: quicklime.wire.v1.GrantPartReply.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
+	(*DefinitionFile)(nil),        // 15: quicklime.wire.v1.DefinitionFile
+	(*CancelOrder)(nil),           // 16: quicklime.wire.v1.CancelOrder
+	(*ResultTaken)(nil),           // 17: quicklime.wire.v1.ResultTaken
+	(*Progress)(nil),              // 18: quicklime.wire.v1.Progress
+	(*OrderResult)(nil),           // 19: quicklime.wire.v1.OrderResult
+	(*OpenItemRequest)(nil),       // 20: quicklime.wire.v1.OpenItemRequest
+	(*OpenItemReply)(nil),         // 21: quicklime.wire.v1.OpenItemReply
+	(*StoredPart)(nil),            // 22: quicklime.wire.v1.StoredPart
+	(*GrantPartRequest)(nil),      // 23: quicklime.wire.v1.GrantPartRequest
+	(*Frame)(nil),                 // 24: quicklime.wire.v1.Frame
+	(*PhysicalRange)(nil),         // 25: quicklime.wire.v1.PhysicalRange
+	(*Gap)(nil),                   // 26: quicklime.wire.v1.Gap
+	(*GrantPartReply)(nil),        // 27: quicklime.wire.v1.GrantPartReply
+	(*CloseItemRequest)(nil),      // 28: quicklime.wire.v1.CloseItemRequest
+	(*CloseItemReply)(nil),        // 29: quicklime.wire.v1.CloseItemReply
+	(*TriggerRequest)(nil),        // 30: quicklime.wire.v1.TriggerRequest
+	(*TriggerReply)(nil),          // 31: quicklime.wire.v1.TriggerReply
+	(*ListCasesRequest)(nil),      // 32: quicklime.wire.v1.ListCasesRequest
+	(*ListCasesReply)(nil),        // 33: quicklime.wire.v1.ListCasesReply
+	(*GetCaseRequest)(nil),        // 34: quicklime.wire.v1.GetCaseRequest
+	(*GetCaseReply)(nil),          // 35: quicklime.wire.v1.GetCaseReply
+	(*CloseCaseRequest)(nil),      // 36: quicklime.wire.v1.CloseCaseRequest
+	(*CloseCaseReply)(nil),        // 37: quicklime.wire.v1.CloseCaseReply
+	(*ControlCaptureRequest)(nil), // 38: quicklime.wire.v1.ControlCaptureRequest
+	(*ControlCaptureReply)(nil),   // 39: quicklime.wire.v1.ControlCaptureReply
+	(*ListAgentsRequest)(nil),     // 40: quicklime.wire.v1.ListAgentsRequest
+	(*ListAgentsReply)(nil),       // 41: quicklime.wire.v1.ListAgentsReply
+	(*AttachedAgent)(nil),         // 42: quicklime.wire.v1.AttachedAgent
+	nil,                           // 43: quicklime.wire.v1.GrantPartReply.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
 }
 var file_quicklime_proto_depIdxs = []int32{
 	7,  // 0: quicklime.wire.v1.AgentMessage.hello:type_name -> quicklime.wire.v1.Hello
 	9,  // 1: quicklime.wire.v1.AgentMessage.heartbeat:type_name -> quicklime.wire.v1.Heartbeat
-	17, // 2: quicklime.wire.v1.AgentMessage.progress:type_name -> quicklime.wire.v1.Progress
-	18, // 3: quicklime.wire.v1.AgentMessage.result:type_name -> quicklime.wire.v1.OrderResult
+	18, // 2: quicklime.wire.v1.AgentMessage.progress:type_name -> quicklime.wire.v1.Progress
+	19, // 3: quicklime.wire.v1.AgentMessage.result:type_name -> quicklime.wire.v1.OrderResult
 	10, // 4: quicklime.wire.v1.CollectorMessage.order:type_name -> quicklime.wire.v1.Order
-	15, // 5: quicklime.wire.v1.CollectorMessage.cancel:type_name -> quicklime.wire.v1.CancelOrder
-	16, // 6: quicklime.wire.v1.CollectorMessage.taken:type_name -> quicklime.wire.v1.ResultTaken
+	16, // 5: quicklime.wire.v1.CollectorMessage.cancel:type_name -> quicklime.wire.v1.CancelOrder
+	17, // 6: quicklime.wire.v1.CollectorMessage.taken:type_name -> quicklime.wire.v1.ResultTaken
 	13, // 7: quicklime.wire.v1.CollectorMessage.control:type_name -> quicklime.wire.v1.Control
-	43, // 8: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
+	44, // 8: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
 	8,  // 9: quicklime.wire.v1.Hello.memory_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	43, // 10: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
+	44, // 10: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
 	11, // 11: quicklime.wire.v1.Order.memory:type_name -> quicklime.wire.v1.MemoryCapture
 	14, // 12: quicklime.wire.v1.Order.volatile:type_name -> quicklime.wire.v1.ArtifactCapture
 	14, // 13: quicklime.wire.v1.Order.live:type_name -> quicklime.wire.v1.ArtifactCapture
 	14, // 14: quicklime.wire.v1.Order.symbols:type_name -> quicklime.wire.v1.ArtifactCapture
-	44, // 15: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
+	45, // 15: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
 	0,  // 16: quicklime.wire.v1.MemoryCapture.source:type_name -> quicklime.wire.v1.MemorySource
 	1,  // 17: quicklime.wire.v1.MemoryCapture.compression:type_name -> quicklime.wire.v1.Compression
 	12, // 18: quicklime.wire.v1.MemoryCapture.limits:type_name -> quicklime.wire.v1.Limits
 	12, // 19: quicklime.wire.v1.Control.limits:type_name -> quicklime.wire.v1.Limits
 	1,  // 20: quicklime.wire.v1.ArtifactCapture.compression:type_name -> quicklime.wire.v1.Compression
-	44, // 21: quicklime.wire.v1.Progress.left:type_name -> google.protobuf.Duration
-	2,  // 22: quicklime.wire.v1.Progress.uplink:type_name -> quicklime.wire.v1.Uplink
-	3,  // 23: quicklime.wire.v1.OrderResult.outcome:type_name -> quicklime.wire.v1.Outcome
-	8,  // 24: quicklime.wire.v1.OrderResult.refused_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	43, // 25: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
-	43, // 26: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
-	4,  // 27: quicklime.wire.v1.OpenItemRequest.format:type_name -> quicklime.wire.v1.Format
-	1,  // 28: quicklime.wire.v1.OpenItemRequest.compression:type_name -> quicklime.wire.v1.Compression
-	24, // 29: quicklime.wire.v1.OpenItemRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
-	21, // 30: quicklime.wire.v1.OpenItemReply.stored:type_name -> quicklime.wire.v1.StoredPart
-	24, // 31: quicklime.wire.v1.GrantPartRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
-	25, // 32: quicklime.wire.v1.GrantPartRequest.gaps:type_name -> quicklime.wire.v1.Gap
-	43, // 33: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
-	43, // 34: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
-	44, // 35: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
-	23, // 36: quicklime.wire.v1.GrantPartRequest.frames:type_name -> quicklime.wire.v1.Frame
-	24, // 37: quicklime.wire.v1.Gap.range:type_name -> quicklime.wire.v1.PhysicalRange
-	42, // 38: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
-	17, // 39: quicklime.wire.v1.GetCaseReply.progress:type_name -> quicklime.wire.v1.Progress
-	12, // 40: quicklime.wire.v1.ControlCaptureRequest.limits:type_name -> quicklime.wire.v1.Limits
-	41, // 41: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
-	7,  // 42: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
-	43, // 43: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
-	43, // 44: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
-	5,  // 45: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
-	19, // 46: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
-	22, // 47: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
-	27, // 48: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
-	29, // 49: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
-	31, // 50: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
-	33, // 51: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
-	35, // 52: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
-	39, // 53: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
-	37, // 54: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
-	6,  // 55: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
-	20, // 56: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
-	26, // 57: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
-	28, // 58: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
-	30, // 59: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
-	32, // 60: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
-	34, // 61: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
-	36, // 62: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
-	40, // 63: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
-	38, // 64: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
-	55, // [55:65] is the sub-list for method output_type
-	45, // [45:55] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	15, // 21: quicklime.wire.v1.ArtifactCapture.definitions:type_name -> quicklime.wire.v1.DefinitionFile
+	45, // 22: quicklime.wire.v1.Progress.left:type_name -> google.protobuf.Duration
+	2,  // 23: quicklime.wire.v1.Progress.uplink:type_name -> quicklime.wire.v1.Uplink
+	3,  // 24: quicklime.wire.v1.OrderResult.outcome:type_name -> quicklime.wire.v1.Outcome
+	8,  // 25: quicklime.wire.v1.OrderResult.refused_sources:type_name -> quicklime.wire.v1.SourceVerdict
+	44, // 26: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
+	44, // 27: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
+	4,  // 28: quicklime.wire.v1.OpenItemRequest.format:type_name -> quicklime.wire.v1.Format
+	1,  // 29: quicklime.wire.v1.OpenItemRequest.compression:type_name -> quicklime.wire.v1.Compression
+	25, // 30: quicklime.wire.v1.OpenItemRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
+	22, // 31: quicklime.wire.v1.OpenItemReply.stored:type_name -> quicklime.wire.v1.StoredPart
+	25, // 32: quicklime.wire.v1.GrantPartRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
+	26, // 33: quicklime.wire.v1.GrantPartRequest.gaps:type_name -> quicklime.wire.v1.Gap
+	44, // 34: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
+	44, // 35: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
+	45, // 36: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
+	24, // 37: quicklime.wire.v1.GrantPartRequest.frames:type_name -> quicklime.wire.v1.Frame
+	25, // 38: quicklime.wire.v1.Gap.range:type_name -> quicklime.wire.v1.PhysicalRange
+	43, // 39: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
+	18, // 40: quicklime.wire.v1.GetCaseReply.progress:type_name -> quicklime.wire.v1.Progress
+	12, // 41: quicklime.wire.v1.ControlCaptureRequest.limits:type_name -> quicklime.wire.v1.Limits
+	42, // 42: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
+	7,  // 43: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
+	44, // 44: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
+	44, // 45: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
+	5,  // 46: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
+	20, // 47: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
+	23, // 48: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
+	28, // 49: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
+	30, // 50: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
+	32, // 51: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
+	34, // 52: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
+	36, // 53: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
+	40, // 54: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
+	38, // 55: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
+	6,  // 56: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
+	21, // 57: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
+	27, // 58: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
+	29, // 59: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
+	31, // 60: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
+	33, // 61: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
+	35, // 62: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
+	37, // 63: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
+	41, // 64: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
+	39, // 65: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
+	56, // [56:66] is the sub-list for method output_type
+	46, // [46:56] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_quicklime_proto_init() }
@@ -3117,14 +3208,14 @@ func file_quicklime_proto_init() {
 		(*Order_Live)(nil),
 		(*Order_Symbols)(nil),
 	}
-	file_quicklime_proto_msgTypes[32].OneofWrappers = []any{}
+	file_quicklime_proto_msgTypes[33].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quicklime_proto_rawDesc), len(file_quicklime_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
