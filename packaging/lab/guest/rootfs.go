@@ -39,6 +39,9 @@ func pack(w io.Writer, cfg Config, orders pact.Orders, traces []Trace, now time.
 		return err
 	}
 	orders.Modules = modules
+	if cfg.Root != "" {
+		orders.Root, orders.Carry = rootDevice, carried(cfg, traces)
+	}
 	data, err := json.Marshal(orders)
 	if err != nil {
 		return fmt.Errorf("cannot encode the orders: %w", err)
@@ -59,6 +62,21 @@ func pack(w io.Writer, cfg Config, orders pact.Orders, traces []Trace, now time.
 		files[name] = f
 	}
 	return writeArchive(w, files, now)
+}
+
+// rootDevice is where the guest finds Config.Root.
+const rootDevice = "/dev/vda"
+
+// carried lists what init takes along into Config.Root.
+func carried(cfg Config, traces []Trace) []string {
+	all := map[string]bool{"/init": true, pact.AgentPath: true, pact.ModulesDir + "/" + cfg.Kit.Release + "/lime.ko": true}
+	for _, t := range traces {
+		all[t.Path] = true
+	}
+	for name := range cfg.Files {
+		all[name] = true
+	}
+	return slices.Sorted(maps.Keys(all))
 }
 
 // mayPack refuses a caller's file that init's mounts would hide, or that is the
@@ -95,7 +113,7 @@ func packProgram(files map[string]File, to, from string) error {
 // in, and returns their paths in load order.
 func packModules(files map[string]File, cfg Config) ([]string, error) {
 	kit, wanted := cfg.Kit, networkModules
-	if len(cfg.Disks) > 0 {
+	if len(cfg.Disks) > 0 || cfg.Root != "" {
 		wanted = slices.Concat(networkModules, diskModules)
 	}
 	builtin, err := os.ReadFile(filepath.Join(kit.ModuleDir, "modules.builtin"))

@@ -43,6 +43,7 @@ type Config struct {
 	CPUs       int             // 0 means 2
 	Hostname   string          // "" means ip-10-0-2-15
 	Disks      []Disk          // /dev/vda, /dev/vdb, …; nothing mounts them
+	Root       string          // an image of Debian's, to boot into: its systemd runs the guest; not changed. Not with Disks.
 	KernelArgs []string        // more kernel arguments, such as lockdown=integrity
 	Console    io.Writer       // gets the console's bytes; its errors are ignored; nil keeps the tail only
 }
@@ -120,6 +121,9 @@ func boot(ctx context.Context, cfg Config) (*VM, error) {
 		done: make(chan struct{}), ready: make(chan struct{}), calls: map[int]*call{},
 		facts: hostFacts(seed, cfg, home),
 	}
+	if cfg.Root != "" && len(cfg.Disks) > 0 {
+		return nil, errors.New("a guest with a Root has no other Disks")
+	}
 	orders := pact.Orders{Seed: seed, Hostname: cfg.Hostname, Beacon: vm.facts.Beacon, Args: cfg.AgentArgs, Env: cfg.AgentEnv}
 	if err := vm.launch(ctx, cfg, orders); err != nil {
 		home.close()
@@ -186,7 +190,7 @@ func (vm *VM) tend(cmd *exec.Cmd, failed chan<- error) {
 // arguments are the emulator's. Descriptor 3 is the serial line's socket, 4 the
 // initramfs.
 func arguments(cfg Config) []string {
-	kernel := append([]string{"console=ttyS0", "quiet", "panic=-1"}, cfg.KernelArgs...)
+	kernel := append([]string{"console=ttyS0", "quiet", "panic=-1", "net.ifnames=0"}, cfg.KernelArgs...)
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", processor,
@@ -195,6 +199,12 @@ func arguments(cfg Config) []string {
 		"-serial", "stdio",
 		"-chardev", "socket,id=line,fd=3", "-serial", "chardev:line",
 		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
+	}
+	if cfg.Root != "" {
+		// What is written goes to a temporary file without a name.
+		args = append(args,
+			"-drive", "if=none,id=root,format=raw,snapshot=on,file="+strings.ReplaceAll(cfg.Root, ",", ",,"),
+			"-device", "virtio-blk-pci,drive=root")
 	}
 	for i, disk := range cfg.Disks {
 		mode := "off"

@@ -30,7 +30,7 @@ func plant(orders pact.Orders) (pact.Standing, error) {
 	if err := os.MkdirAll(pact.Hideout, 0o755); err != nil {
 		return facts, fmt.Errorf("cannot make the intruder's hideout: %w", err)
 	}
-	program, err := os.ReadFile("/init")
+	program, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return facts, fmt.Errorf("cannot copy the intruder's program: %w", err)
 	}

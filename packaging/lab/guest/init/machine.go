@@ -47,9 +47,9 @@ func mountAll() error {
 }
 
 // readOrders takes the lab's orders and removes every trace of them.
-func readOrders() (pact.Orders, error) {
+func readOrders(path string) (pact.Orders, error) {
 	var orders pact.Orders
-	data, err := os.ReadFile(pact.OrdersPath)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return orders, fmt.Errorf("cannot read the orders: %w", err)
 	}
@@ -59,7 +59,7 @@ func readOrders() (pact.Orders, error) {
 	if len(orders.Seed) != pact.SeedSize {
 		return orders, fmt.Errorf("cannot use a seed of %d bytes, want %d", len(orders.Seed), pact.SeedSize)
 	}
-	if err := os.RemoveAll(filepath.Dir(pact.OrdersPath)); err != nil {
+	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
 		return orders, fmt.Errorf("cannot remove the orders: %w", err)
 	}
 	return orders, nil

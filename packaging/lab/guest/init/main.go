@@ -25,6 +25,10 @@ func main() {
 		intrude()
 		return
 	}
+	if len(os.Args) == 2 && os.Args[1] == serviceVerb {
+		fmt.Fprintf(os.Stderr, "init: cannot go on: %v\n", told(serve))
+		powerOff()
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "init: this is the first process of a lab guest; it runs nowhere else")
 		os.Exit(2)
@@ -40,20 +44,23 @@ func live() error {
 	if err := mountAll(); err != nil {
 		return err
 	}
+	return told(run)
+}
+
+// told runs do, and tells the lab why it ended.
+func told(do func(*line) error) error {
 	line, err := openLine()
 	if err != nil {
 		return err
 	}
-	err = run(line)
-	if told := line.send(pact.Report{Kind: pact.KindFault, Text: err.Error()}); told != nil {
-		return errors.Join(err, told)
-	}
-	return err
+	err = do(line)
+	return errors.Join(err, line.send(pact.Report{Kind: pact.KindFault, Text: err.Error()}))
 }
 
-// run does everything, then keeps the agent. It returns only an error.
+// run does everything, then keeps the agent, or goes on in the guest's own
+// Debian, which does. It returns only an error.
 func run(line *line) error {
-	orders, err := readOrders()
+	orders, err := readOrders(pact.OrdersPath)
 	if err != nil {
 		return err
 	}
@@ -66,6 +73,23 @@ func run(line *line) error {
 	if err := bringUpNetwork(); err != nil {
 		return err
 	}
+	if orders.Root != "" {
+		return moveInto(orders)
+	}
+	return stay(orders, line)
+}
+
+// serve is the service of the guest's own Debian. It returns only an error.
+func serve(line *line) error {
+	orders, err := readOrders(pact.SecondOrders)
+	if err != nil {
+		return err
+	}
+	return stay(orders, line)
+}
+
+// stay plants the intrusion, and keeps the agent.
+func stay(orders pact.Orders, line *line) error {
 	facts, err := plant(orders)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ import (
 // Places and numbers fixed for every guest.
 const (
 	OrdersPath   = "/.lab/orders.json"                // read once by init, then removed with its folder
+	SecondOrders = "/run/quicklime-lab/orders.json"   // the same in a Debian of the guest's own, for the service there
 	AgentPath    = "/usr/bin/quicklime-agent"         // the agent, started and restarted by init
 	ModulesDir   = "/usr/lib/quicklime/modules"       // RELEASE/lime.ko below it, where the agent looks
 	Hideout      = "/tmp/.X11-unix/.cache"            // where the intruder's program was, before it was unlinked
@@ -61,6 +62,10 @@ type Orders struct {
 	Beacon   string   `json:"beacon"`   // host:port that the intruder keeps a connection to
 	Args     []string `json:"args"`     // the agent's arguments, without its name
 	Env      []string `json:"env"`      // the agent's environment, KEY=value
+	// Root is the disk of a whole Debian to go on in, "" to stay; Carry are
+	// the files to take along.
+	Root  string   `json:"root,omitempty"`
+	Carry []string `json:"carry,omitempty"`
 }
 
 // Kinds of Report.
