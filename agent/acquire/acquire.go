@@ -129,6 +129,7 @@ func (a *Acquirer) Run(ctx context.Context, order Order, place Place, report fun
 type meter struct {
 	read, total, stored atomic.Uint64
 	parts               atomic.Uint32
+	sending             atomic.Int64 // nanoseconds in all puts
 
 	mu     sync.Mutex
 	doing  string         // owned by mu
@@ -215,10 +216,11 @@ type metered struct {
 }
 
 func (w metered) Write(p []byte) (int, error) {
-	began := time.Now()
+	began, sending := time.Now(), w.m.sending.Load()
 	n, err := w.Writer.Write(p)
 	w.m.addRead(n)
-	return n, errors.Join(err, w.throttle.Work(w.ctx, time.Since(began), 1))
+	idle := time.Duration(w.m.sending.Load() - sending) // it waited for the uplink
+	return n, errors.Join(err, w.throttle.Work(w.ctx, time.Since(began)-idle, 1))
 }
 
 // counted is a slot whose parts are counted once they are stored.
@@ -228,7 +230,10 @@ type counted struct {
 }
 
 func (c counted) Put(ctx context.Context, p pack.Part) error {
-	if err := c.Slot.Put(ctx, p); err != nil {
+	began := time.Now()
+	err := c.Slot.Put(ctx, p)
+	c.m.sending.Add(int64(time.Since(began)))
+	if err != nil {
 		return err
 	}
 	c.m.addStored(len(p.Bytes))
