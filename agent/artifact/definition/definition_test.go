@@ -154,7 +154,7 @@ func TestBrokenDefinitions(t *testing.T) {
 		{"a: &a [x, x]\nb: &b [*a, *a]\n", `unknown key "a"`, 1},
 		{"name: X\ndoc: d\nsources: [{type: FILE, attributes: {paths: [/a]}}]\n...\nname: Y\n", "start each definition with a line ---", 1},
 		{"name: X\ndoc: d\nsources: [{type: ARTIFACT_GROUP, attributes: {names: [None]}}]\n", "it names None, which is not defined", 3},
-		{strings.Repeat("[", 20000) + "\n", "no YAML: ", 0},
+		{strings.Repeat("[", 20000) + "\n", "no YAML: ", 1},
 	} {
 		s := load(file("Before") + "---\n" + c.text + file("After"))
 		if names(s.All()) != "Before After" || len(s.Refused) != 1 {
