@@ -1,8 +1,11 @@
 package artifact
 
 import (
+	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact/command"
 	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
@@ -129,6 +133,27 @@ func TestCommandsThatAreNotRun(t *testing.T) {
 		if e := find(t, record, strings.Join(argv, " ")); e.Note != NoteNotRun || e.Detail == "" {
 			t.Errorf("on record is %+v", e)
 		}
+	}
+}
+
+// What a command says lies beside the files.
+func TestMember(t *testing.T) {
+	var out bytes.Buffer
+	c := &collection{tar: tar.NewWriter(&out)}
+	if err := c.member(responses+"/NFTablesRules.txt", time.Unix(1, 0), []byte("table ip x\n")); err != nil {
+		t.Fatal(err)
+	}
+	in := tar.NewReader(&out)
+	header, err := in.Next()
+	if err != nil || header.Name != "live_response/NFTablesRules.txt" || header.Mode != 0o600 || !header.ModTime.Equal(time.Unix(1, 0)) {
+		t.Fatalf("got %+v, %v", header, err)
+	}
+	if content, err := io.ReadAll(in); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) || string(content) != "table ip x\n" {
+		t.Errorf("got %q, %v", content, err)
+	}
+	c.tar = tar.NewWriter(brokenWriter{})
+	if err := c.member("x", time.Unix(1, 0), []byte("x")); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v", err)
 	}
 }
 
