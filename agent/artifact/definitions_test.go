@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -265,6 +264,6 @@ func TestDebiansDefinitions(t *testing.T) {
 			t.Errorf("%s left nothing on record", def.Name)
 		}
 	}
-	fmt.Printf("Debian's forensic-artifacts: %d load, %d reach Linux, %d of them say where to look, %d commands not run\n",
+	t.Logf("%d load, %d reach Linux, %d of them say where to look, %d commands not run",
 		len(set.All()), len(set.Linux()), len(more), notRun)
 }
