@@ -39,6 +39,7 @@ type cli struct {
 	Run       runCmd       `cmd:"" help:"Attach to the collector and take orders."`
 	Preflight preflightCmd `cmd:"" help:"Say what this host can do, and why not."`
 	Capture   captureCmd   `cmd:"" help:"Take evidence now, without a collector."`
+	Artifacts artifactsCmd `cmd:"" help:"Say what is collected of files, and check definitions of more."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
@@ -84,6 +85,7 @@ func (f memoryFlags) options() memory.Options {
 
 type runCmd struct {
 	memoryFlags
+	artifactFlags
 	Collector string `help:"The collector's address, HOST:PORT." required:""`
 	Cert      string `help:"This agent's certificate (PEM)." type:"path" default:"/etc/quicklime/agent.crt"`
 	Key       string `help:"Its private key (PEM)." type:"path" default:"/etc/quicklime/agent.key"`
@@ -105,7 +107,11 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log}
+	definitions, err := c.files(log)
+	if err != nil {
+		return err
+	}
+	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log, Definitions: definitions}
 	authorities, err := c.authorities()
 	if err != nil {
 		return err
@@ -180,6 +186,7 @@ func (c *preflightCmd) Run(ctx context.Context, out io.Writer) error {
 
 type captureCmd struct {
 	memoryFlags
+	artifactFlags
 	To          string          `help:"Folder for the evidence, or - for the memory image on standard output." xor:"what" required:""`
 	DryRun      bool            `help:"Only estimate what a memory image would cost, from a sample of a second; nothing is kept." xor:"what" required:""`
 	Uplink      uint64          `help:"With --dry-run: what the uplink does, in MiB each second."`
@@ -202,6 +209,10 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	if c.CPU < 0 || c.CPU > 100 {
 		return fmt.Errorf("cannot take %d percent of all processors: want 1 to 100, or 0 for no limit", c.CPU)
 	}
+	definitions, err := c.files(log)
+	if err != nil {
+		return err
+	}
 	kinds := c.Kind
 	var place acquire.Place
 	if c.To == "-" {
@@ -220,7 +231,7 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		defer func() { err = errors.Join(err, folder.Close()) }()
 		place = folder
 	}
-	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log}
+	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log, Definitions: definitions}
 	for _, kind := range kinds {
 		began := time.Now()
 		r := taker.Run(ctx, acquire.Order{Kind: kind, MemorySource: c.Source, Compression: evidence.Compression(c.Compression),

@@ -25,10 +25,10 @@ var plan = map[string][]string{
 	"proto/identity/identitytest": {"proto/identity"}, // for tests
 	"proto/wire/v1":               {"proto/evidence", "proto/lime", "proto/seekable"},
 
-	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
+	"agent/acquire": {"agent/arena", "agent/artifact", "agent/artifact/definition", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
 		"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/arena":     {},
-	"agent/artifact":  {},
+	"agent/artifact":  {"agent/artifact/command", "agent/artifact/definition"},
 	"agent/memory":    {"proto/evidence", "proto/lime"},
 	"agent/pack":      {"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/preflight": {"agent/memory"},
@@ -36,6 +36,9 @@ var plan = map[string][]string{
 	"agent/symbols":   {},
 	"agent/throttle":  {},
 	"agent/upload":    {"agent/pack", "agent/throttle"},
+
+	"agent/artifact/command":    {},
+	"agent/artifact/definition": {},
 
 	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
 
@@ -66,9 +69,14 @@ var plan = map[string][]string{
 var forbidden = map[string]map[string]string{
 	"agent": {
 		"github.com/aws/aws-sdk-go-v2/service": "the agent holds no AWS credentials and calls no AWS API",
-		"os/exec":                              "the agent runs no command",
+		"os/exec":                              "the agent runs no command that it is sent",
 	},
 }
+
+// excused gives the one room that may import what is forbidden to its side.
+// The packet filter's rules, as the host's own tools tell them, are to be had
+// by running these alone; which may run is a list in that room's source.
+var excused = map[string]string{"agent/artifact/command": "os/exec"}
 
 // TestFloorPlan holds the imports of every file against the plan.
 func TestFloorPlan(t *testing.T) {
@@ -77,6 +85,9 @@ func TestFloorPlan(t *testing.T) {
 		seen[room] = true
 		for _, path := range imports {
 			for prefix, why := range forbidden[strings.Split(room, "/")[0]] {
+				if excused[room] == path {
+					continue
+				}
 				if path == prefix || strings.HasPrefix(path, prefix+"/") {
 					t.Errorf("%s imports %s: %s", file, path, why)
 				}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact"
+	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/agent/throttle"
@@ -63,6 +64,9 @@ type Acquirer struct {
 	Memory memory.Options
 	Host   *artifact.Host
 	Log    *slog.Logger
+	// Definitions are files of artifact definitions that every order for files
+	// takes beside the agent's own.
+	Definitions []definition.File
 	// OpenMemory opens the memory source; nil is memory.Open.
 	OpenMemory func(context.Context, memory.Options) (memory.Source, []memory.Refusal, error)
 }

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/quicklime-ir/quicklime/agent/arena"
 	"github.com/quicklime-ir/quicklime/agent/artifact"
+	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
 	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
@@ -27,13 +30,23 @@ func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *me
 func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
 	stored, errs := a.tables(ctx, order, place, m, a.Host.Live(), &record)
+	more := artifact.Added(order.definitions(a.Definitions), &record)
 	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
-		return a.Host.WriteFiles(ctx, w, &record)
+		return a.Host.WriteFiles(ctx, w, &record, more...)
 	})
 	if err == nil {
 		stored++
 	}
 	return a.finish(ctx, order, place, m, &record, stored, append(errs, err))
+}
+
+// definitions gives files of definitions, then the order's by their names.
+func (o Order) definitions(files []definition.File) []definition.File {
+	files = slices.Clone(files)
+	for _, name := range slices.Sorted(maps.Keys(o.Definitions)) {
+		files = append(files, definition.File{Name: "order:" + name, YAML: []byte(o.Definitions[name])})
+	}
+	return files
 }
 
 // tables stores each table as an item of its own. One that fails does not

@@ -1,11 +1,19 @@
 package artifact
 
-// Definition says which files make up one artifact. The form follows
-// ForensicArtifacts definitions of type FILE.
+import (
+	"time"
+
+	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+)
+
+// Definition is what to collect of one artifact on this host: its sources that
+// serve on Linux, brought together.
 type Definition struct {
-	Name  string   // as in the record's source
-	Doc   string   // what it holds, in a sentence
-	Paths []string // patterns, which may start with %%users.homedir%%
+	Name      string     // as in the record's source
+	Doc       string     // what it holds, in a sentence
+	Paths     []string   // patterns of files that are read
+	Locations []string   // patterns of places that are only looked at
+	Commands  [][]string // programs and their arguments; only the agent's own are run
 	// FileBytes and TotalBytes bound one file, and all of this definition's
 	// files; 0 leaves it to Limits.
 	FileBytes, TotalBytes int64
@@ -20,112 +28,84 @@ const (
 	anyonesTotal = 1 << 30
 )
 
-// Definitions lists the files that are collected, the most volatile first. No
-// path of one is among another's.
+// limits holds what the format of the definitions has no word for, by the name
+// of an embedded one.
+var limits = map[string]struct {
+	fileBytes, totalBytes int64
+	public                bool
+}{
+	"SharedMemory":           {anyonesFile, anyonesTotal, false},
+	"TemporaryFiles":         {anyonesFile, anyonesTotal, false},
+	"CoreDumps":              {64 << 20, anyonesTotal, false},
+	"ShellHistories":         {64 << 20, 0, false},
+	"ContainerdState":        {anyonesFile, anyonesTotal, false},
+	"DockerState":            {anyonesFile, anyonesTotal, false},
+	"ContainerLogs":          {256 << 20, 0, false},
+	"SSHUsers":               {anyonesFile, 0, true},
+	"SSHServer":              {anyonesFile, 0, true},
+	"KubernetesNode":         {anyonesFile, 0, true},
+	"KubernetesControlPlane": {anyonesFile, 0, true},
+	"WebServerSettings":      {anyonesFile, anyonesTotal, true},
+	"StartFiles":             {anyonesFile, 0, false},
+	"UserStartFiles":         {anyonesFile, 0, false},
+	"Initramfs":              {anyonesFile, 0, false},
+}
+
+// Embedded gives the agent's own definitions, the most volatile first, which is
+// the order to collect them in.
+func Embedded() *definition.Set { return LoadDefinitions(nil, definition.Embedded()) }
+
+// LoadDefinitions reads files of definitions, whose groups may name those of
+// base too.
+func LoadDefinitions(base *definition.Set, files []definition.File) *definition.Set {
+	return definition.Load(base, files, func(p string) error {
+		_, err := parsePattern(p)
+		return err
+	})
+}
+
+// Definitions lists what is collected without being told more.
 func Definitions() []Definition {
-	return []Definition{
-		{
-			Name: "SharedMemory", Doc: "Files in RAM that anyone may write: gone at power-off.",
-			Paths: []string{"/dev/shm/**"}, FileBytes: anyonesFile, TotalBytes: anyonesTotal,
-		},
-		{
-			Name: "ShellHistories", Doc: "What users typed into shells, databases, editors and pagers.",
-			Paths: []string{
-				"%%users.homedir%%/.*history",
-				"%%users.homedir%%/.*_hist",
-				"%%users.homedir%%/.*hsts",
-				"%%users.homedir%%/.lesshst",
-				"%%users.homedir%%/.viminfo",
-				"%%users.homedir%%/.local/share/fish/fish_history",
-				"%%users.homedir%%/.local/share/nano/search_history",
-				"%%users.homedir%%/.local/share/recently-used.xbel",
-				"%%users.homedir%%/.local/state/nvim/shada/*",
-				"%%users.homedir%%/.config/lftp/rl_history",
-			},
-			FileBytes: 64 << 20,
-		},
-		{
-			Name: "JournalVolatile", Doc: "systemd's journal in RAM: where Amazon Linux 2 and RHEL keep it.",
-			Paths: []string{"/run/log/journal/**"},
-		},
-		{
-			Name: "LoginRecords", Doc: "Who is logged in.",
-			Paths: []string{"/run/utmp"},
-		},
-		{
-			Name: "TemporaryFiles", Doc: "Folders that anyone may write to.",
-			Paths: []string{"/tmp/**", "/var/tmp/**"}, FileBytes: anyonesFile, TotalBytes: anyonesTotal,
-		},
-		{
-			Name: "Logs", Doc: "Every log: journal, syslog, audit, logins, cloud-init, SSM agent, web servers.",
-			Paths: []string{"/var/log/**"},
-		},
-		{
-			Name: "SSHUsers", Doc: "Each user's SSH keys that let in, hosts known, and settings.",
-			Paths: []string{"%%users.homedir%%/.ssh/*"}, FileBytes: anyonesFile, Public: true,
-		},
-		{
-			Name: "SSHServer", Doc: "The SSH server's settings and public keys.",
-			Paths: []string{"/etc/ssh/**3"}, FileBytes: anyonesFile, Public: true,
-		},
-		{
-			Name: "ScheduledJobs", Doc: "Jobs of cron, at and anacron.",
-			Paths: []string{"/etc/crontab", "/etc/anacrontab", "/etc/cron.*", "/etc/cron.*/**", "/var/spool/cron/**", "/var/spool/at/**", "/var/spool/anacron/*"},
-		},
-		{
-			Name: "SSMCommands", Doc: "The scripts that Systems Manager ran on this host, and what they printed.",
-			Paths: []string{"/var/lib/amazon/ssm/*/document/orchestration/**"},
-		},
-		{
-			Name: "SSMSettings", Doc: "The settings of the Systems Manager agent.",
-			Paths: []string{"/etc/amazon/ssm/**", "/snap/amazon-ssm-agent/current/*.json"},
-		},
-		{
-			Name: "CloudInit", Doc: "The user data this instance was started with, and the scripts that run at each boot.",
-			Paths: []string{
-				"/var/lib/cloud/instances/*/user-data.txt",
-				"/var/lib/cloud/instances/*/user-data.txt.i",
-				"/var/lib/cloud/instances/*/vendor-data*.txt",
-				"/var/lib/cloud/instances/*/scripts/*",
-				"/var/lib/cloud/scripts/**2",
-				"/etc/cloud/**3",
-			},
-		},
-		{
-			Name: "ServiceUnits", Doc: "Units and timers that were added to, or override, the distribution's.",
-			Paths: []string{"/etc/systemd/**", "/run/systemd/system/**", "/run/systemd/transient/**", "%%users.homedir%%/.config/systemd/user/**"},
-		},
-		{
-			Name: "Accounts", Doc: "Accounts, groups, password hashes, and who may become root.",
-			Paths: []string{
-				"/etc/passwd", "/etc/passwd-", "/etc/group", "/etc/group-", "/etc/shadow", "/etc/shadow-",
-				"/etc/gshadow", "/etc/gshadow-", "/etc/subuid", "/etc/subgid", "/etc/sudoers", "/etc/sudoers.d/**", "/etc/pam.d/*", "/etc/security/**2",
-			},
-		},
-		{
-			Name: "NameResolution", Doc: "Where names are looked up.",
-			Paths: []string{"/etc/hosts", "/etc/hosts.allow", "/etc/hosts.deny", "/etc/resolv.conf", "/etc/nsswitch.conf", "/run/systemd/resolve/*.conf"},
-		},
-		{
-			Name: "Loader", Doc: "Libraries that the loader puts into every program.",
-			Paths: []string{"/etc/ld.so.preload", "/etc/ld.so.conf", "/etc/ld.so.conf.d/*", "/etc/environment"},
-		},
-		{
-			Name: "StartFiles", Doc: "What runs at boot and at each login.",
-			Paths: []string{
-				"/etc/rc.local", "/etc/rc.d/rc.local", "/etc/rc.d/init.d/*", "/etc/init.d/*", "/etc/inittab",
-				"/etc/profile", "/etc/profile.d/**", "/etc/bash.bashrc", "/etc/bashrc", "/etc/zsh/*", "/etc/update-motd.d/*",
-				"/etc/modules", "/etc/modules-load.d/*", "/etc/modprobe.d/*", "/etc/udev/rules.d/*", "/etc/xdg/autostart/*",
-				"%%users.homedir%%/.bashrc", "%%users.homedir%%/.bash_profile", "%%users.homedir%%/.bash_login", "%%users.homedir%%/.bash_logout",
-				"%%users.homedir%%/.bash_aliases", "%%users.homedir%%/.profile", "%%users.homedir%%/.zshrc", "%%users.homedir%%/.zshenv",
-				"%%users.homedir%%/.zprofile", "%%users.homedir%%/.zlogin", "%%users.homedir%%/.pam_environment", "%%users.homedir%%/.forward",
-				"%%users.homedir%%/.config/fish/config.fish", "%%users.homedir%%/.config/autostart/*",
-			},
-			FileBytes: anyonesFile,
-		},
-		{
-			Name: "Release", Doc: "Which system this is.",
-			Paths: []string{"/etc/os-release", "/usr/lib/os-release", "/etc/system-release", "/etc/machine-id", "/etc/hostname", "/etc/localtime", "/etc/fstab"},
-		},
+	defs := definitionsOf(Embedded())
+	for i := range defs {
+		l := limits[defs[i].Name]
+		defs[i].FileBytes, defs[i].TotalBytes, defs[i].Public = l.fileBytes, l.totalBytes, l.public
 	}
+	return defs
+}
+
+// Added reads files that add to Definitions. A definition that is broken is
+// recorded, and the others go on.
+func Added(files []definition.File, rec *Record) []Definition {
+	if len(files) == 0 {
+		return nil
+	}
+	set := LoadDefinitions(Embedded(), files)
+	for _, refused := range set.Refused {
+		now := time.Now()
+		rec.Add(Entry{Source: "definitions", Path: clip(refused.File, maxPath), Error: clip(refused.Error(), maxPath), Started: now, Ended: now})
+	}
+	return definitionsOf(set)
+}
+
+// definitionsOf gives a set's definitions as far as they say where to look.
+func definitionsOf(set *definition.Set) []Definition {
+	var out []Definition
+	for _, from := range set.Linux() {
+		def := Definition{Name: from.Name, Doc: from.Doc}
+		for _, source := range from.Linux() {
+			switch source.Type {
+			case definition.FilePaths:
+				def.Paths = append(def.Paths, source.Paths...)
+			case definition.Path, definition.Directory:
+				def.Locations = append(def.Locations, source.Paths...)
+			case definition.Command:
+				def.Commands = append(def.Commands, append([]string{source.Cmd}, source.Args...))
+			}
+		}
+		if len(def.Paths)+len(def.Locations)+len(def.Commands) > 0 {
+			out = append(out, def)
+		}
+	}
+	return out
 }

@@ -28,16 +28,16 @@ const (
 	tarRoot  = "[root]"           // folder of the tar that stands for the host's /
 )
 
-// WriteFiles reads the files of Definitions and writes them to w as one tar
-// stream in PAX format, uncompressed. Each lies at [root] and its path on the
+// WriteFiles reads the files of Definitions, then those of more, and writes
+// them to w as one tar stream in PAX format, uncompressed. Each lies at [root] and its path on the
 // host, with owner, mode, and its times to the nanosecond; a link is itself,
 // never what it points to. Its SHA-256, known only after its bytes, is in the
 // record.
 //
 // What could not be read is recorded and does not end it; an error means that
 // w failed or ctx ended, and that the stream is not whole.
-func (h *Host) WriteFiles(ctx context.Context, w io.Writer, rec *Record) error {
-	return h.writeFiles(ctx, w, rec, Definitions())
+func (h *Host) WriteFiles(ctx context.Context, w io.Writer, rec *Record, more ...Definition) error {
+	return h.writeFiles(ctx, w, rec, append(Definitions(), more...))
 }
 
 func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definitions []Definition) error {
@@ -64,6 +64,9 @@ func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definit
 			c.defLeft = min(c.defLeft, def.TotalBytes)
 		}
 		if err := walker.walk(def); err != nil {
+			return fmt.Errorf("cannot collect %s: %w", def.Name, err)
+		}
+		if err := c.commands(h, def); err != nil {
 			return fmt.Errorf("cannot collect %s: %w", def.Name, err)
 		}
 		h.log().Debug("artifact collected", "name", def.Name, "matches", walker.matched)

@@ -131,6 +131,14 @@ func (n *node) sparse() bool {
 
 func timeOf(t unix.StatxTimestamp) time.Time { return time.Unix(t.Sec, int64(t.Nsec)).UTC() }
 
+// describe tells a node's metadata, as stat does, in one line.
+func (n *node) describe() string {
+	st := &n.stat
+	const layout = "2006-01-02T15:04:05.999999999Z07:00"
+	return fmt.Sprintf("mode %06o uid %d gid %d size %d inode %d device %s atime %s mtime %s ctime %s", st.Mode, st.Uid, st.Gid, st.Size, st.Ino,
+		device(n.dev()), timeOf(st.Atime).Format(layout), timeOf(st.Mtime).Format(layout), timeOf(st.Ctime).Format(layout))
+}
+
 // kindName names what a node is.
 func (n *node) kindName() string {
 	switch n.stat.Mode & unix.S_IFMT {

@@ -58,6 +58,9 @@ const (
 	NoteFileSystem = "file_system" // not entered: a network's, a user's or the kernel's
 	NoteLink       = "link"        // the way to a collected folder led through a symbolic link
 	NoteNone       = "none"        // nothing on this host matches
+	NoteAgain      = "again"       // found, and left out as the tar has it already; Detail counts
+	NoteNotRun     = "not_run"     // a command that was not started; Detail says why
+	NoteLocation   = "location"    // a place that was only looked at; Detail says what is there
 	NoteOdd        = "odd"         // bytes that do not have the form that was expected
 )
 

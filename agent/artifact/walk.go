@@ -30,7 +30,9 @@ type walker struct {
 	take    func(def *Definition, n *node, path string) error
 
 	def     *Definition
-	matched int // of def
+	locate  bool // what is found is only looked at
+	matched int  // of def
+	again   int  // of these, handed on before
 	seen    map[uint64]struct{}
 	seed    maphash.Seed
 }
@@ -38,8 +40,23 @@ type walker struct {
 // walk takes the files of one definition. Only take's error and the context's
 // return; every other is recorded.
 func (w *walker) walk(def *Definition) error {
-	w.def, w.matched = def, 0
-	for _, text := range def.Paths {
+	w.def, w.matched, w.again = def, 0, 0
+	if err := errors.Join(w.walkAll(def.Paths, false), w.walkAll(def.Locations, true)); err != nil {
+		return err
+	}
+	if w.matched == 0 && len(def.Paths)+len(def.Locations) > 0 {
+		w.note("", NoteNone, "")
+	}
+	if w.again > 0 {
+		w.note("", NoteAgain, fmt.Sprint(w.again))
+	}
+	return nil
+}
+
+// walkAll looks for patterns.
+func (w *walker) walkAll(patterns []string, locate bool) error {
+	w.locate = locate
+	for _, text := range patterns {
 		p, err := parsePattern(text)
 		if err != nil {
 			return err
@@ -54,8 +71,23 @@ func (w *walker) walk(def *Definition) error {
 			}
 		}
 	}
-	if w.matched == 0 {
-		w.note("", NoteNone, "")
+	return nil
+}
+
+// found hands a node on, unless that was done before.
+func (w *walker) found(n *node, at string) error {
+	w.matched++
+	key := at
+	if w.locate {
+		key = "at:" + at
+	}
+	switch {
+	case !w.first(key):
+		w.again++
+	case w.locate:
+		w.note(at, NoteLocation, n.describe())
+	default:
+		return w.take(w.def, n, at)
 	}
 	return nil
 }
@@ -145,11 +177,8 @@ func (w *walker) visit(dir int, name, at string, segments []segment) error {
 	defer n.close()
 	seg, rest := segments[0], segments[1:]
 	if len(rest) == 0 {
-		w.matched++
-		if w.first(at) {
-			if err := w.take(w.def, n, at); err != nil {
-				return err
-			}
+		if err := w.found(n, at); err != nil {
+			return err
 		}
 	}
 	if !n.is(unix.S_IFDIR) {
