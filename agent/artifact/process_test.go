@@ -249,8 +249,9 @@ func FuzzParseSmall(f *testing.F) {
 			t.Errorf("%q is before boot", data)
 		}
 		parseAuditID(data)
-		if _, flags := parseFDInfo(data); len(flags) > 16 {
-			t.Errorf("flags %q", flags)
+		var row OpenFile
+		if parseFDInfo(data, &row); len(row.Flags) > 16 || len(row.Locks) > maxLocks {
+			t.Errorf("unbounded: %+v", row)
 		}
 	})
 }
