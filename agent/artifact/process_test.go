@@ -18,8 +18,12 @@ import (
 // childVariable makes this test's binary a process to be found.
 const childVariable = "ARTIFACT_TEST_CHILD"
 
-// child says that it is there, and waits until its standard input ends.
+// child says that it is there, and waits until its standard input ends. Where
+// overVariable names a process it first mounts an empty folder over that one's.
 func child() {
+	if over := os.Getenv(overVariable); over != "" {
+		hideProcess(over)
+	}
 	os.Stdout.WriteString("ready\n")
 	io.Copy(io.Discard, os.Stdin)
 	os.Exit(0)
