@@ -19,6 +19,7 @@ const (
 	probeBatch = 16 << 10 // PIDs that are asked for before a rest as long as it took
 	maxCgroups = 64 << 10
 	cgroupRead = 1 << 20 // of one cgroup.procs
+	tgidWithin = 256     // bytes of status: Tgid follows name, umask and state
 )
 
 // checkProcesses compares three views of which processes there are. A process
@@ -165,7 +166,7 @@ func (h *Host) tgid(pid int) (int, error) {
 		return 0, err
 	}
 	defer dir.close()
-	data, _, err := dir.read("status", nil, maxStatus)
+	data, _, err := dir.read("status", make([]byte, 0, tgidWithin+1), tgidWithin)
 	if err != nil {
 		return 0, err
 	}
