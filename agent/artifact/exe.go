@@ -69,6 +69,9 @@ func (r *processReader) readExe(dir procDir, p *Process) {
 		defer own.close()
 		return r.exes.look(ctx, own, target)
 	})
+	if err == errTooHung { // it was not called
+		own.close()
+	}
 	if err != nil {
 		r.missed(p, "exe_sha256", err)
 		// What the lost read may still touch is its own from now on.

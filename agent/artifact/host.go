@@ -61,12 +61,15 @@ func (h *Host) Volatile() []Table {
 		{"processes", "Every process: who, what, since when, from which executable. Rows: Process.", h, fillProcesses},
 		{"sockets", "Every socket of every network namespace, with all processes that hold it. Rows: Socket.", h, fillSockets},
 		{"open_files", "Every open file descriptor of every process. Rows: OpenFile.", h, fillOpenFiles},
+		{"threads", "Every thread of a process but its first. Rows: Thread.", h, fillThreads},
 		{"neighbours", "The ARP tables. Rows: Neighbour.", h, fillNeighbours},
 		{"routes", "The routing tables. Rows: Route.", h, fillRoutes},
 		{"interfaces", "Network interfaces, their addresses and counters. Rows: Interface.", h, fillInterfaces},
 		{"logins", "The records of utmp, wtmp and btmp. Rows: Login.", h, fillLogins},
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
 		{"mounts", "The mounts of every mount namespace. Rows: Mount.", h, fillMounts},
+		{"anomalies", "Where the kernel's views of the host differ, and hooks that show. Rows: Anomaly.", h, fillAnomalies},
+		{"maps", "Every range of every process's memory. Rows: Map.", h, fillMaps},
 		{"host", "The host itself: kernel, clock, load, settings that matter. One row: Machine.", h, fillMachine},
 	}
 }

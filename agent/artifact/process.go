@@ -55,9 +55,13 @@ type Process struct {
 	Executable
 
 	Cgroup     []Text            `json:"cgroup,omitempty"`     // the lines of /proc/PID/cgroup
+	Container  string            `json:"container,omitempty"`  // ID of its container, 64 hex digits, as the cgroup's path has it
 	Namespaces map[string]uint64 `json:"namespaces,omitempty"` // inode by kind: net, mnt, pid …
 	LoginUID   *uint32           `json:"loginuid,omitempty"`   // who logged in; absent for services
 	SessionID  *uint32           `json:"sessionid,omitempty"`  // audit session; absent for services
+
+	OOMScoreAdj int    `json:"oom_score_adj,omitempty"` // -1000 is never killed for memory
+	WChan       string `json:"wchan,omitempty"`         // the kernel function it sleeps in
 
 	// Vanished says that the process ended while it was read, so fields may
 	// be missing.
@@ -122,9 +126,7 @@ func (r *processReader) read(pid int) (*Process, error) {
 	if err := parseStat(r.buf, p); err != nil {
 		return nil, err
 	}
-	if !r.booted.IsZero() {
-		p.Started = r.booted.Add(time.Duration(p.StartTicks) * (time.Second / ticksPerSecond)).UTC()
-	}
+	p.Started = p.startedSince(r.booted)
 	r.readStatus(dir, p)
 	r.readLinks(dir, p)
 	r.readMemory(dir, p)
@@ -150,10 +152,35 @@ func (r *processReader) readStatus(dir procDir, p *Process) {
 		for line := range strings.SplitSeq(strings.TrimSuffix(string(data), "\n"), "\n") {
 			p.Cgroup = append(p.Cgroup, Text(line))
 		}
+		p.Container = containerOf(string(data))
+	})
+	read("oom_score_adj", maxWord, func(data []byte) { setInt(&p.OOMScoreAdj, strings.TrimSpace(string(data))) })
+	read("wchan", maxWord, func(data []byte) {
+		if string(data) != "0" { // it runs, or this kernel does not tell
+			p.WChan = string(data)
+		}
 	})
 	read("loginuid", maxWord, func(data []byte) { p.LoginUID = parseAuditID(data) })
 	read("sessionid", maxWord, func(data []byte) { p.SessionID = parseAuditID(data) })
 }
+
+// containerOf finds the container's ID in the lines of /proc/PID/cgroup: the
+// last 64 hex digits that stand alone, as in docker/ID, docker-ID.scope,
+// cri-containerd-ID.scope, libpod-ID.scope and kubepods/…/ID. "" is none.
+func containerOf(cgroup string) (id string) {
+	for start, at := 0, 0; at <= len(cgroup); at++ {
+		if at < len(cgroup) && (isDigit(cgroup[at]) || cgroup[at] >= 'a' && cgroup[at] <= 'z') {
+			continue
+		}
+		if word := cgroup[start:at]; len(word) == 64 && strings.Trim(word, "0123456789abcdef") == "" {
+			id = word
+		}
+		start = at + 1
+	}
+	return id
+}
+
+func isDigit(b byte) bool { return b >= '0' && b <= '9' }
 
 // readName reads comm, which gives the exact name where stat and status escape
 // it or do not, depending on the kernel. As it is there for as long as the
@@ -214,6 +241,9 @@ func (r *processReader) readMemory(dir procDir, p *Process) {
 		m.buf = buf
 		return m
 	})
+	if err == errTooHung { // it was not called
+		own.close()
+	}
 	if err != nil {
 		r.missed(p, "cmdline", err)
 		r.missed(p, "environ", err)

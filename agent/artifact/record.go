@@ -64,9 +64,16 @@ const (
 	NoteOdd        = "odd"         // bytes that do not have the form that was expected
 )
 
+// SchemaVersion counts the forms that the rows of tables and of the record have
+// had. A field or a table that is added leaves it as it is: a reader passes over
+// what it does not know. One that is removed, renamed or changed in meaning
+// raises it.
+const SchemaVersion = 1
+
 // Summary is the last row of a record.
 type Summary struct {
 	Source  string `json:"source"`  // always "summary"
+	Schema  int    `json:"schema"`  // SchemaVersion
 	Tried   int64  `json:"tried"`   // entries, kept or not
 	Failed  int64  `json:"failed"`  // those with an error
 	Dropped int64  `json:"dropped"` // those the record had no room for
@@ -133,7 +140,7 @@ func (r *Record) Summary() Summary {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	sum := r.sum
-	sum.Source = "summary"
+	sum.Source, sum.Schema = "summary", SchemaVersion
 	return sum
 }
 

@@ -63,7 +63,7 @@ func TestRecordEndsWithItsSummary(t *testing.T) {
 	}
 	lines := strings.Split(strings.TrimSpace(first.String()), "\n")
 	var sum Summary
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &sum); err != nil || len(lines) != 2 || sum != (Summary{"summary", 1, 0, 0}) {
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &sum); err != nil || len(lines) != 2 || sum != (Summary{"summary", SchemaVersion, 1, 0, 0}) {
 		t.Errorf("%d lines, summary %+v, %v", len(lines), sum, err)
 	}
 	rec.Add(Entry{Source: "late"})

@@ -27,6 +27,16 @@ type Status struct {
 	TracerPID       int      `json:"tracer_pid"`      // the process that traces it, or 0
 	NoNewPrivs      bool     `json:"no_new_privs"`
 	Seccomp         int      `json:"seccomp"` // 0 off, 1 strict, 2 filter
+	SeccompFilters  int      `json:"seccomp_filters,omitempty"`
+	Umask           string   `json:"umask,omitempty"`      // in octal
+	VMBytes         uint64   `json:"vm_bytes,omitempty"`   // of address space
+	SwapBytes       uint64   `json:"swap_bytes,omitempty"` // of it in swap, where no image of RAM has it
+	// Signals, as 16 hex digits, bit 0 for signal 1: which wait, which are
+	// held back, ignored and caught. A set of none is left out.
+	SigPending string `json:"sig_pending,omitempty"` // of the process, not of its first thread
+	SigBlocked string `json:"sig_blocked,omitempty"`
+	SigIgnored string `json:"sig_ignored,omitempty"`
+	SigCaught  string `json:"sig_caught,omitempty"`
 	// The capability sets, as 16 hex digits. Source: linux/capability.h.
 	CapInheritable string `json:"cap_inheritable,omitempty"`
 	CapPermitted   string `json:"cap_permitted,omitempty"`
@@ -65,21 +75,36 @@ func parseStatus(data []byte, p *Process) {
 			p.Groups, p.GroupsTruncated = parseIDs(value, maxGroups)
 		case "NSpid":
 			p.NSPID = parsePIDs(value)
-		case "VmRSS":
-			kib, _, _ := strings.Cut(value, " ")
-			if n, err := strconv.ParseUint(kib, 10, 40); err == nil {
-				p.RSSBytes = n << 10
+		case "Seccomp_filters":
+			setInt(&p.SeccompFilters, value)
+		case "Umask":
+			if len(value) <= 4 && strings.Trim(value, "01234567") == "" {
+				p.Umask = value
 			}
+		case "VmRSS":
+			setKiB(&p.RSSBytes, value)
+		case "VmSize":
+			setKiB(&p.VMBytes, value)
+		case "VmSwap":
+			setKiB(&p.SwapBytes, value)
+		case "ShdPnd":
+			p.SigPending = signals(value)
+		case "SigBlk":
+			p.SigBlocked = signals(value)
+		case "SigIgn":
+			p.SigIgnored = signals(value)
+		case "SigCgt":
+			p.SigCaught = signals(value)
 		case "CapInh":
-			p.CapInheritable = capSet(value)
+			p.CapInheritable = hexSet(value)
 		case "CapPrm":
-			p.CapPermitted = capSet(value)
+			p.CapPermitted = hexSet(value)
 		case "CapEff":
-			p.CapEffective = capSet(value)
+			p.CapEffective = hexSet(value)
 		case "CapBnd":
-			p.CapBounding = capSet(value)
+			p.CapBounding = hexSet(value)
 		case "CapAmb":
-			p.CapAmbient = capSet(value)
+			p.CapAmbient = hexSet(value)
 		}
 	}
 }
@@ -87,6 +112,14 @@ func parseStatus(data []byte, p *Process) {
 func setInt(field *int, value string) {
 	if n, err := strconv.Atoi(value); err == nil {
 		*field = n
+	}
+}
+
+// setKiB reads a number of KiB, as "12 kB", into bytes.
+func setKiB(field *uint64, value string) {
+	kib, _, _ := strings.Cut(value, " ")
+	if n, err := strconv.ParseUint(kib, 10, 50); err == nil {
+		*field = n << 10
 	}
 }
 
@@ -122,7 +155,15 @@ func parsePIDs(value string) []int {
 	return pids
 }
 
-func capSet(value string) string {
+// signals reads a set of signals; the empty set is "".
+func signals(value string) string {
+	if set := hexSet(value); strings.Trim(set, "0") != "" {
+		return set
+	}
+	return ""
+}
+
+func hexSet(value string) string {
 	if len(value) > 16 || strings.Trim(value, "0123456789abcdef") != "" {
 		return ""
 	}

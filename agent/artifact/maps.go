@@ -1,0 +1,168 @@
+package artifact
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Bounds of the table maps.
+const (
+	maxMapsBytes = 1 << 20 // of /proc/PID/maps, some 10,000 lines
+	maxMaps      = 2 << 20 // rows of all processes
+)
+
+// Map is a row of the table maps: a range of a process's memory.
+// Source: linux/fs/proc/task_mmu.c, show_map_vma.
+type Map struct {
+	PID     int    `json:"pid"`
+	Start   string `json:"start"` // first address, in hex
+	End     string `json:"end"`   // the address after the last
+	Perms   string `json:"perms"` // r, w, x, and p private or s shared
+	Offset  uint64 `json:"offset,omitempty"`
+	Device  string `json:"device,omitempty"` // major:minor, of the file
+	Inode   uint64 `json:"inode,omitempty"`
+	Path    Text   `json:"path,omitempty"` // the file, or a name as [heap] or [anon:…]; a newline in it stands as \012
+	Deleted bool   `json:"deleted,omitempty"`
+	Memfd   bool   `json:"memfd,omitempty"`
+	// AnonExec says that it can be executed and no file stands behind it, but
+	// not the kernel's own pages ([vdso], [vsyscall], …) either: what compilers
+	// at run time and injected code have.
+	AnonExec bool `json:"anon_exec,omitempty"`
+	// WriteExec says that it can be written and executed, whatever is behind.
+	WriteExec bool `json:"write_exec,omitempty"`
+}
+
+// fillMaps writes the table maps.
+func fillMaps(h *Host, s *sheet) error {
+	pids, err := h.pids()
+	if err != nil {
+		s.failed("/proc", err)
+		return nil
+	}
+	r := &mapReader{h: h, s: s}
+	for _, pid := range pids {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
+		if r.rows >= maxMaps {
+			s.note("/proc/*/maps", NoteCut, fmt.Sprintf("ranges beyond %d, from process %d on", maxMaps, pid))
+			return nil
+		}
+		if err := r.process(pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mapReader reads the maps of one process after another.
+type mapReader struct {
+	h    *Host
+	s    *sheet
+	buf  []byte // nil after a read was given up
+	rows int
+}
+
+// mapsRead is what was read of one process.
+type mapsRead struct {
+	data []byte
+	more bool
+	err  error
+}
+
+// process writes the maps of one process. Only what ends the table is an
+// error. The read waits for the process's mm lock, so it is done patiently.
+func (r *mapReader) process(pid int) error {
+	shown := fmt.Sprintf("/proc/%d/maps", pid)
+	dir, err := r.h.openProc(strconv.Itoa(pid))
+	if err != nil {
+		r.s.failed(shown, err)
+		return nil
+	}
+	buf := r.buf
+	r.buf = nil
+	got, err := patiently(r.s.ctx, r.h, memoryWait, func(context.Context) (m mapsRead) {
+		defer dir.close()
+		m.data, m.more, m.err = dir.read("maps", buf, maxMapsBytes)
+		return m
+	})
+	if err == errTooHung { // it was not called
+		dir.close()
+	}
+	if err == nil {
+		r.buf, err = got.data, got.err
+	}
+	if err != nil {
+		r.s.failed(shown, err)
+		return nil
+	}
+	if got.more {
+		r.s.note(shown, NoteCut, fmt.Sprintf("longer than %d bytes", maxMapsBytes))
+		got.data = got.data[:bytes.LastIndexByte(got.data, '\n')+1]
+	}
+	for line := range bytes.Lines(got.data) {
+		line = bytes.TrimSuffix(line, []byte("\n"))
+		row, ok := parseMap(line)
+		if !ok {
+			r.s.note(shown, NoteOdd, string(clip(line, maxWord)))
+			continue
+		}
+		row.PID = pid
+		r.rows++
+		if err := r.s.put(&row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseMap reads a line of /proc/PID/maps: range, permissions, offset, device
+// and inode, each followed by one space, then spaces up to the name. The name
+// is the rest of the line.
+func parseMap(line []byte) (m Map, ok bool) {
+	var field [5]string
+	rest := string(line)
+	for i := range field {
+		field[i], rest, ok = strings.Cut(rest, " ")
+		if !ok && i < len(field)-1 {
+			return Map{}, false
+		}
+	}
+	var err1, err2 error
+	m.Start, m.End, ok = strings.Cut(field[0], "-")
+	m.Perms, m.Device = field[1], field[3]
+	m.Offset, err1 = strconv.ParseUint(field[2], 16, 64)
+	m.Inode, err2 = strconv.ParseUint(field[4], 10, 64)
+	if !ok || !isHex(m.Start) || !isHex(m.End) || len(m.Perms) != 4 || err1 != nil || err2 != nil {
+		return Map{}, false
+	}
+	major, minor, _ := strings.Cut(m.Device, ":")
+	if m.Device = ""; m.Inode != 0 {
+		if m.Device, ok = hexDevice(major, minor); !ok {
+			return Map{}, false
+		}
+	}
+	name := strings.TrimLeft(rest, " ")
+	m.Path = clip(name, maxPath)
+	m.Deleted, m.Memfd = strings.HasSuffix(name, deletedMark), isMemfd(name)
+	exec := m.Perms[2] == 'x'
+	m.WriteExec = exec && m.Perms[1] == 'w'
+	m.AnonExec = exec && m.Inode == 0 && (name == "" || name == "[heap]" || strings.HasPrefix(name, "[stack") || strings.HasPrefix(name, "[anon"))
+	return m, true
+}
+
+// hexDevice gives major:minor, which maps has in hex, in decimal as the other
+// tables have it.
+func hexDevice(major, minor string) (string, bool) {
+	a, err1 := strconv.ParseUint(major, 16, 32)
+	b, err2 := strconv.ParseUint(minor, 16, 32)
+	return fmt.Sprintf("%d:%d", a, b), err1 == nil && err2 == nil
+}
+
+// isHex reports whether a word is an address as the kernel writes it.
+func isHex(word string) bool {
+	return word != "" && len(word) <= 16 && strings.Trim(word, "0123456789abcdef") == ""
+}
