@@ -27,15 +27,17 @@ var plan = map[string][]string{
 
 	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
 		"proto/evidence", "proto/lime", "proto/seekable"},
-	"agent/arena":     {},
-	"agent/artifact":  {},
-	"agent/memory":    {"proto/evidence", "proto/lime"},
-	"agent/pack":      {"proto/evidence", "proto/lime", "proto/seekable"},
-	"agent/preflight": {"agent/memory"},
-	"agent/session":   {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
-	"agent/symbols":   {},
-	"agent/throttle":  {},
-	"agent/upload":    {"agent/pack", "agent/throttle"},
+	"agent/arena":            {},
+	"agent/artifact":         {"agent/artifact/crontab", "agent/artifact/unit"},
+	"agent/artifact/crontab": {},
+	"agent/artifact/unit":    {},
+	"agent/memory":           {"proto/evidence", "proto/lime"},
+	"agent/pack":             {"proto/evidence", "proto/lime", "proto/seekable"},
+	"agent/preflight":        {"agent/memory"},
+	"agent/session":          {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
+	"agent/symbols":          {},
+	"agent/throttle":         {},
+	"agent/upload":           {"agent/pack", "agent/throttle"},
 
 	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
 
