@@ -78,6 +78,7 @@ func (h *Host) Live() []Table {
 		{"groups", "The groups. Rows: Group.", h, fillGroups},
 		{"systemd_units", "Unit files of systemd, timers among them, and the units that run. Rows: Unit.", h, fillUnits},
 		{"packages", "Packages, as the databases of dpkg and rpm tell them. Rows: Package.", h, fillPackages},
+		{"containers", "Containers, by the files of their runtimes and the control groups of processes. Rows: Container.", h, fillContainers},
 		{"scheduled_jobs", "The jobs of cron, anacron and at. Rows: ScheduledJob.", h, fillScheduledJobs},
 		{"ssh_keys", "The keys that let somebody in by SSH, by their fingerprints. Rows: SSHKey.", h, fillSSHKeys},
 		{"sudoers", "Who may become whom by sudo, as the files say. Rows: SudoRule.", h, fillSudoers},
