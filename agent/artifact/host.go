@@ -15,6 +15,9 @@ type Host struct {
 	Root   string
 	Log    *slog.Logger // nil discards
 	Limits Limits
+	// MetadataURL is the instance metadata service; "" is EC2's own, which is
+	// asked where Root is "" alone.
+	MetadataURL string
 
 	hung atomic.Int32 // reads that were given up and have not returned
 }
@@ -67,6 +70,7 @@ func (h *Host) Volatile() []Table {
 		{"logins", "The records of utmp, wtmp and btmp. Rows: Login.", h, fillLogins},
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
 		{"mounts", "The mounts of every mount namespace. Rows: Mount.", h, fillMounts},
+		{"clock", "The clocks, and how they are kept. One row: Clock.", h, fillClock},
 		{"host", "The host itself: kernel, clock, load, settings that matter. One row: Machine.", h, fillMachine},
 	}
 }
@@ -79,6 +83,7 @@ func (h *Host) Live() []Table {
 		{"systemd_units", "Unit files of systemd, timers among them, and the units that run. Rows: Unit.", h, fillUnits},
 		{"packages", "Packages, as the databases of dpkg and rpm tell them. Rows: Package.", h, fillPackages},
 		{"containers", "Containers, by the files of their runtimes and the control groups of processes. Rows: Container.", h, fillContainers},
+		{"instance_metadata", "What the metadata service says of the instance, without credentials. One row: InstanceMetadata.", h, fillMetadata},
 		{"scheduled_jobs", "The jobs of cron, anacron and at. Rows: ScheduledJob.", h, fillScheduledJobs},
 		{"ssh_keys", "The keys that let somebody in by SSH, by their fingerprints. Rows: SSHKey.", h, fillSSHKeys},
 		{"sudoers", "Who may become whom by sudo, as the files say. Rows: SudoRule.", h, fillSudoers},
