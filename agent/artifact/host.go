@@ -83,6 +83,7 @@ func (h *Host) Live() []Table {
 		{"systemd_units", "Unit files of systemd, timers among them, and the units that run. Rows: Unit.", h, fillUnits},
 		{"packages", "Packages, as the databases of dpkg and rpm tell them. Rows: Package.", h, fillPackages},
 		{"containers", "Containers, by the files of their runtimes and the control groups of processes. Rows: Container.", h, fillContainers},
+		{"last_logins", "Who logged in last, as lastlog, lastlog2 and wtmpdb tell it. Rows: LastLogin.", h, fillLastLogins},
 		{"instance_metadata", "What the metadata service says of the instance, without credentials. One row: InstanceMetadata.", h, fillMetadata},
 		{"scheduled_jobs", "The jobs of cron, anacron and at. Rows: ScheduledJob.", h, fillScheduledJobs},
 		{"ssh_keys", "The keys that let somebody in by SSH, by their fingerprints. Rows: SSHKey.", h, fillSSHKeys},
