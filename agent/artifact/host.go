@@ -15,6 +15,9 @@ type Host struct {
 	Root   string
 	Log    *slog.Logger // nil discards
 	Limits Limits
+	// MetadataURL is the instance metadata service; "" is EC2's own, which is
+	// asked where Root is "" alone.
+	MetadataURL string
 
 	hung atomic.Int32 // reads that were given up and have not returned
 }
@@ -70,6 +73,7 @@ func (h *Host) Volatile() []Table {
 		{"mounts", "The mounts of every mount namespace. Rows: Mount.", h, fillMounts},
 		{"anomalies", "Where the kernel's views of the host differ, and hooks that show. Rows: Anomaly.", h, fillAnomalies},
 		{"maps", "Every range of every process's memory. Rows: Map.", h, fillMaps},
+		{"clock", "The clocks, and how they are kept. One row: Clock.", h, fillClock},
 		{"host", "The host itself: kernel, clock, load, settings that matter. One row: Machine.", h, fillMachine},
 	}
 }
@@ -79,6 +83,14 @@ func (h *Host) Live() []Table {
 	return []Table{
 		{"users", "The accounts, without their password hashes. Rows: User.", h, fillUsers},
 		{"groups", "The groups. Rows: Group.", h, fillGroups},
+		{"systemd_units", "Unit files of systemd, timers among them, and the units that run. Rows: Unit.", h, fillUnits},
+		{"packages", "Packages, as the databases of dpkg and rpm tell them. Rows: Package.", h, fillPackages},
+		{"containers", "Containers, by the files of their runtimes and the control groups of processes. Rows: Container.", h, fillContainers},
+		{"last_logins", "Who logged in last, as lastlog, lastlog2 and wtmpdb tell it. Rows: LastLogin.", h, fillLastLogins},
+		{"instance_metadata", "What the metadata service says of the instance, without credentials. One row: InstanceMetadata.", h, fillMetadata},
+		{"scheduled_jobs", "The jobs of cron, anacron and at. Rows: ScheduledJob.", h, fillScheduledJobs},
+		{"ssh_keys", "The keys that let somebody in by SSH, by their fingerprints. Rows: SSHKey.", h, fillSSHKeys},
+		{"sudoers", "Who may become whom by sudo, as the files say. Rows: SudoRule.", h, fillSudoers},
 	}
 }
 

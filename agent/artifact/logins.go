@@ -41,6 +41,8 @@ var loginFiles = []struct {
 	{"utmp", []string{"run/utmp", "var/run/utmp"}},
 	{"wtmp", []string{"var/log/wtmp"}},
 	{"btmp", []string{"var/log/btmp"}},
+	{"wtmp.1", []string{"var/log/wtmp.1"}},
+	{"btmp.1", []string{"var/log/btmp.1"}},
 }
 
 // loginLayout says where the fields are that differ between architectures.
@@ -102,10 +104,12 @@ func fillLoginFile(s *sheet, f *os.File, path, name string, layout loginLayout) 
 	if first > 0 {
 		s.note(path, NoteCut, fmt.Sprintf("the first %d records are left out", first))
 	}
-	buf := make([]byte, layout.size)
+	buf := make([]byte, 2*layout.size) // a record, and that after it
 	in := io.NewSectionReader(f, 0, size)
-	for number := first; number < count; number++ {
-		if _, err := in.ReadAt(buf, number*int64(layout.size)); err != nil {
+	number := first
+	for at := first * int64(layout.size); at+int64(layout.size) <= size; at += int64(layout.size) {
+		n, err := in.ReadAt(buf, at)
+		if err != nil && err != io.EOF {
 			s.failed(path, err)
 			return nil
 		}
@@ -114,8 +118,45 @@ func fillLoginFile(s *sheet, f *os.File, path, name string, layout loginLayout) 
 		if err := s.put(row); err != nil {
 			return err
 		}
+		number++
+		if torn := tornLogin(buf[:n], layout); torn > 0 {
+			s.note(path, NoteOdd, fmt.Sprintf("record %d is torn: the next starts %d bytes after it did", row.Record, torn))
+			at += int64(torn) - int64(layout.size)
+		}
 	}
 	return nil
+}
+
+// tornLogin tells where the next record starts when the one that b starts with
+// was written in part, as on a full disk; 0 is no such thing. Records are
+// moved by whole words, as their sizes are. Its sign is that no record
+// starts where it ends, but one does before.
+func tornLogin(b []byte, layout loginLayout) int {
+	size := layout.size
+	if len(b) < 2*size || plausibleLogin(b[size:], layout) {
+		return 0
+	}
+	for at := 4; at < size; at += 4 {
+		if plausibleLogin(b[at:at+size], layout) && b[at] != 0 {
+			return at
+		}
+	}
+	return 0
+}
+
+// plausibleLogin reports whether bytes may be a record: a type that there is,
+// padding and texts that end as texts do, a time.
+func plausibleLogin(b []byte, layout loginLayout) bool {
+	kind := binary.NativeEndian.Uint16(b)
+	if int(kind) >= len(loginTypes) || b[2] != 0 || b[3] != 0 {
+		return false
+	}
+	for _, text := range [][]byte{b[8:40], b[44:76], b[76:332]} {
+		if end := bytes.IndexByte(text, 0); end >= 0 && len(bytes.Trim(text[end:], "\x00")) > 0 {
+			return false
+		}
+	}
+	return kind == 0 || !parseLogin(b, layout).Time.IsZero()
 }
 
 // loginTypes name ut_type. Source: utmp(5).
