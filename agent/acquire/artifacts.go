@@ -23,10 +23,17 @@ func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *me
 	return a.finish(ctx, order, place, m, &record, stored, errs)
 }
 
-// live takes what lasts longer: more tables, then the files, as one tar.
+// live takes what lasts longer: what lives on in processes alone, then more
+// tables, then the files, as one tar.
 func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
+	first := a.item(ctx, order, place, m, "recovered", evidence.Tar, func(w io.Writer) error {
+		return a.Host.WriteRecovered(ctx, w, &record)
+	})
 	stored, errs := a.tables(ctx, order, place, m, a.Host.Live(), &record)
+	if errs = append(errs, first); first == nil {
+		stored++
+	}
 	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
 		return a.Host.WriteFiles(ctx, w, &record)
 	})
