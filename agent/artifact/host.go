@@ -21,11 +21,12 @@ type Host struct {
 
 // Limits bound a collection. A zero is the default.
 type Limits struct {
-	FileBytes   int64 // of one file; 1 GiB
-	TotalBytes  int64 // of all files, of which one Definition takes half of what is left at most; 8 GiB
-	SparseBytes int64 // of one file that is nearly all holes, as lastlog is; 64 MiB
-	ExeBytes    int64 // of one executable that is hashed; 256 MiB
-	ExesBytes   int64 // of all executables that are hashed for one table; 4 GiB
+	FileBytes    int64 // of one file; 1 GiB
+	TotalBytes   int64 // of all files, of which one Definition takes half of what is left at most; 8 GiB
+	SparseBytes  int64 // of one file that is nearly all holes, as lastlog is; 64 MiB
+	ProcessBytes int64 // of one process's memory; 4 GiB
+	ExeBytes     int64 // of one executable that is hashed; 256 MiB
+	ExesBytes    int64 // of all executables that are hashed for one table; 4 GiB
 }
 
 func (l Limits) filled() Limits {
@@ -36,6 +37,7 @@ func (l Limits) filled() Limits {
 		{&l.FileBytes, 1 << 30},
 		{&l.TotalBytes, 8 << 30},
 		{&l.SparseBytes, 64 << 20},
+		{&l.ProcessBytes, 4 << 30},
 		{&l.ExeBytes, 256 << 20},
 		{&l.ExesBytes, 4 << 30},
 	} {
