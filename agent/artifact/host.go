@@ -68,6 +68,11 @@ func (h *Host) Volatile() []Table {
 		{"interfaces", "Network interfaces, their addresses and counters. Rows: Interface.", h, fillInterfaces},
 		{"logins", "The records of utmp, wtmp and btmp. Rows: Login.", h, fillLogins},
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
+		{"ebpf_programs", "Loaded eBPF programs, with the processes that hold them. Rows: EBPFProgram.", h, fillEBPFPrograms},
+		{"ebpf_maps", "eBPF maps. Rows: EBPFMap.", h, fillEBPFMaps},
+		{"ebpf_links", "Where eBPF programs are attached by links. Rows: EBPFLink.", h, fillEBPFLinks},
+		{"tracing", "Kernel probes and tracing, where tracefs or debugfs is mounted. Rows: KernelHook.", h, fillTracing},
+		{"keys", "Keys and keyrings of the kernel that the agent may view. Rows: Key.", h, fillKeys},
 		{"mounts", "The mounts of every mount namespace. Rows: Mount.", h, fillMounts},
 		{"host", "The host itself: kernel, clock, load, settings that matter. One row: Machine.", h, fillMachine},
 	}
