@@ -68,6 +68,7 @@ func (h *Host) Volatile() []Table {
 		{"interfaces", "Network interfaces, their addresses and counters. Rows: Interface.", h, fillInterfaces},
 		{"logins", "The records of utmp, wtmp and btmp. Rows: Login.", h, fillLogins},
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
+		{"shell_memory", "Commands that running shells remember, also where no file keeps them. Rows: ShellCommand.", h, fillShellMemory},
 		{"ebpf_programs", "Loaded eBPF programs, with the processes that hold them. Rows: EBPFProgram.", h, fillEBPFPrograms},
 		{"ebpf_maps", "eBPF maps. Rows: EBPFMap.", h, fillEBPFMaps},
 		{"ebpf_links", "Where eBPF programs are attached by links. Rows: EBPFLink.", h, fillEBPFLinks},
