@@ -196,6 +196,7 @@ type captureCmd struct {
 	Compression string          `help:"Compression: ${enum}." enum:"auto,zstd,none" default:"auto"`
 	Case        string          `help:"Case that each row of a table names."`
 	Instance    string          `help:"Instance that each row of a table names."`
+	Processes   []int           `name:"process-memory" help:"With kind live: take the memory of this process, as an ELF core; may be given several times." placeholder:"PID"`
 }
 
 var errNotWhole = errors.New("evidence is not whole")
@@ -235,7 +236,7 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	for _, kind := range kinds {
 		began := time.Now()
 		r := taker.Run(ctx, acquire.Order{Kind: kind, MemorySource: c.Source, Compression: evidence.Compression(c.Compression),
-			Case: c.Case, Instance: c.Instance, Throttle: throttle.New(throttle.Limits{CPUPercent: c.CPU})}, place, progressLine(kind))
+			Case: c.Case, Instance: c.Instance, ProcessMemory: c.Processes, Throttle: throttle.New(throttle.Limits{CPUPercent: c.CPU})}, place, progressLine(kind))
 		fmt.Fprintf(os.Stderr, "\r%s: %s after %v %s\x1b[K\n", kind, orNothing(r.Status), time.Since(began).Round(time.Millisecond), r.Source)
 		for _, refused := range r.Refused {
 			fmt.Fprintf(os.Stderr, "  source %s refused: %s, %s\n", refused.Source, refused.Reason, refused.Detail)

@@ -26,11 +26,30 @@ func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *me
 	return a.finish(ctx, order, place, m, &record, stored, errs)
 }
 
-// live takes what lasts longer: more tables, then the files, as one tar.
+var errNotOrdered = errors.New("not ordered")
+
+// live takes what lasts longer: what lives on in processes alone, then more
+// tables, then the files, as one tar.
 func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
+	first := a.item(ctx, order, place, m, "recovered", evidence.Tar, func(w io.Writer) error {
+		return a.Host.WriteRecovered(ctx, w, &record)
+	})
+	chosen := errNotOrdered
+	if len(order.ProcessMemory) > 0 {
+		chosen = a.item(ctx, order, place, m, "process_memory", evidence.Tar, func(w io.Writer) error {
+			return a.Host.WriteProcessMemory(ctx, w, &record, order.ProcessMemory)
+		})
+	}
 	stored, errs := a.tables(ctx, order, place, m, a.Host.Live(), &record)
 	more := artifact.Added(order.definitions(a.Definitions), &record)
+	for _, err := range []error{first, chosen} {
+		if err == nil {
+			stored++
+		} else if err != errNotOrdered {
+			errs = append(errs, err)
+		}
+	}
 	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
 		return a.Host.WriteFiles(ctx, w, &record, more...)
 	})

@@ -24,11 +24,12 @@ type Host struct {
 
 // Limits bound a collection. A zero is the default.
 type Limits struct {
-	FileBytes   int64 // of one file; 1 GiB
-	TotalBytes  int64 // of all files, of which one Definition takes half of what is left at most; 8 GiB
-	SparseBytes int64 // of one file that is nearly all holes, as lastlog is; 64 MiB
-	ExeBytes    int64 // of one executable that is hashed; 256 MiB
-	ExesBytes   int64 // of all executables that are hashed for one table; 4 GiB
+	FileBytes    int64 // of one file; 1 GiB
+	TotalBytes   int64 // of all files, of which one Definition takes half of what is left at most; 8 GiB
+	SparseBytes  int64 // of one file that is nearly all holes, as lastlog is; 64 MiB
+	ProcessBytes int64 // of one process's memory; 4 GiB
+	ExeBytes     int64 // of one executable that is hashed; 256 MiB
+	ExesBytes    int64 // of all executables that are hashed for one table; 4 GiB
 }
 
 func (l Limits) filled() Limits {
@@ -39,6 +40,7 @@ func (l Limits) filled() Limits {
 		{&l.FileBytes, 1 << 30},
 		{&l.TotalBytes, 8 << 30},
 		{&l.SparseBytes, 64 << 20},
+		{&l.ProcessBytes, 4 << 30},
 		{&l.ExeBytes, 256 << 20},
 		{&l.ExesBytes, 4 << 30},
 	} {
@@ -70,6 +72,12 @@ func (h *Host) Volatile() []Table {
 		{"interfaces", "Network interfaces, their addresses and counters. Rows: Interface.", h, fillInterfaces},
 		{"logins", "The records of utmp, wtmp and btmp. Rows: Login.", h, fillLogins},
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
+		{"shell_memory", "Commands that running shells remember, also where no file keeps them. Rows: ShellCommand.", h, fillShellMemory},
+		{"ebpf_programs", "Loaded eBPF programs, with the processes that hold them. Rows: EBPFProgram.", h, fillEBPFPrograms},
+		{"ebpf_maps", "eBPF maps. Rows: EBPFMap.", h, fillEBPFMaps},
+		{"ebpf_links", "Where eBPF programs are attached by links. Rows: EBPFLink.", h, fillEBPFLinks},
+		{"tracing", "Kernel probes and tracing, where tracefs or debugfs is mounted. Rows: KernelHook.", h, fillTracing},
+		{"keys", "Keys and keyrings of the kernel that the agent may view. Rows: Key.", h, fillKeys},
 		{"mounts", "The mounts of every mount namespace. Rows: Mount.", h, fillMounts},
 		{"anomalies", "Where the kernel's views of the host differ, and hooks that show. Rows: Anomaly.", h, fillAnomalies},
 		{"maps", "Every range of every process's memory. Rows: Map.", h, fillMaps},
