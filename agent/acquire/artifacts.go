@@ -23,17 +23,28 @@ func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *me
 	return a.finish(ctx, order, place, m, &record, stored, errs)
 }
 
-// live takes what lasts longer: more tables, then the files, as one tar.
+// live takes what lasts longer: more tables, then the times of every file, and
+// then files, as one tar, for reading files changes times.
 func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
 	stored, errs := a.tables(ctx, order, place, m, a.Host.Live(), &record)
-	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
-		return a.Host.WriteFiles(ctx, w, &record)
-	})
-	if err == nil {
-		stored++
+	for _, stream := range []struct {
+		name   string
+		format evidence.Format
+		write  func(context.Context, io.Writer, *artifact.Record) error
+	}{
+		{"bodyfile", evidence.Text, a.Host.WriteBodyfile},
+		{"files", evidence.Tar, a.Host.WriteFiles},
+	} {
+		err := a.item(ctx, order, place, m, stream.name, stream.format, func(w io.Writer) error {
+			return stream.write(ctx, w, &record)
+		})
+		if err == nil {
+			stored++
+		}
+		errs = append(errs, err)
 	}
-	return a.finish(ctx, order, place, m, &record, stored, append(errs, err))
+	return a.finish(ctx, order, place, m, &record, stored, errs)
 }
 
 // tables stores each table as an item of its own. One that fails does not

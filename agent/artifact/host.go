@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 )
 
 // Host is a host to read. It may be used from several goroutines.
@@ -26,6 +27,11 @@ type Limits struct {
 	SparseBytes int64 // of one file that is nearly all holes, as lastlog is; 64 MiB
 	ExeBytes    int64 // of one executable that is hashed; 256 MiB
 	ExesBytes   int64 // of all executables that are hashed for one table; 4 GiB
+	// A bodyfile ends after so many names, does not go deeper than so many
+	// folders, and takes no longer than this.
+	BodyEntries int64         // 20 million
+	BodyDepth   int64         // 200
+	BodyTime    time.Duration // 30 minutes
 }
 
 func (l Limits) filled() Limits {
@@ -38,6 +44,9 @@ func (l Limits) filled() Limits {
 		{&l.SparseBytes, 64 << 20},
 		{&l.ExeBytes, 256 << 20},
 		{&l.ExesBytes, 4 << 30},
+		{&l.BodyEntries, 20_000_000},
+		{&l.BodyDepth, 200},
+		{(*int64)(&l.BodyTime), int64(30 * time.Minute)},
 	} {
 		if *d.field <= 0 {
 			*d.field = d.value
