@@ -206,19 +206,23 @@ func (m *meter) addStored(n int) {
 	m.tell()
 }
 
-// metered counts what is written through it, and keeps to the throttle.
+// metered counts what is written through it, and keeps to the throttle. The
+// time since the last write was work too: what is written had to be read.
 type metered struct {
 	io.Writer
 	m        *meter
 	ctx      context.Context // of the order, as an io.Writer has none
 	throttle *throttle.Throttle
+	workers  int // that read for it
+	since    time.Time
 }
 
-func (w metered) Write(p []byte) (int, error) {
-	began := time.Now()
+func (w *metered) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
 	w.m.addRead(n)
-	return n, errors.Join(err, w.throttle.Work(w.ctx, time.Since(began), 1))
+	err = errors.Join(err, w.throttle.Work(w.ctx, time.Since(w.since), w.workers))
+	w.since = time.Now()
+	return n, err
 }
 
 // counted is a slot whose parts are counted once they are stored.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/arena"
 	"github.com/quicklime-ir/quicklime/agent/artifact"
@@ -29,14 +30,15 @@ func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter)
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
 	stored, errs := a.tables(ctx, order, place, m, a.Host.Live(), &record)
 	for _, stream := range []struct {
-		name   string
-		format evidence.Format
-		write  func(context.Context, io.Writer, *artifact.Record) error
+		name    string
+		format  evidence.Format
+		workers int
+		write   func(context.Context, io.Writer, *artifact.Record) error
 	}{
-		{"bodyfile", evidence.Text, a.Host.WriteBodyfile},
-		{"files", evidence.Tar, a.Host.WriteFiles},
+		{"bodyfile", evidence.Text, artifact.BodyfileReaders(), a.Host.WriteBodyfile},
+		{"files", evidence.Tar, 1, a.Host.WriteFiles},
 	} {
-		err := a.item(ctx, order, place, m, stream.name, stream.format, func(w io.Writer) error {
+		err := a.itemBy(ctx, order, place, m, stream.workers, stream.name, stream.format, func(w io.Writer) error {
 			return stream.write(ctx, w, &record)
 		})
 		if err == nil {
@@ -80,8 +82,13 @@ func (a *Acquirer) finish(ctx context.Context, order Order, place Place, m *mete
 	return result
 }
 
-// item streams one item to its place.
+// item streams one item to its place, read by one worker.
 func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter, name string, format evidence.Format, write func(io.Writer) error) error {
+	return a.itemBy(ctx, order, place, m, 1, name, format, write)
+}
+
+// itemBy streams one item that so many workers read.
+func (a *Acquirer) itemBy(ctx context.Context, order Order, place Place, m *meter, workers int, name string, format evidence.Format, write func(io.Writer) error) error {
 	m.begin(name)
 	slot, err := place.Open(ctx, evidence.Item{Kind: order.Kind, Name: name, Format: format, Compression: order.stored(), Source: "proc"})
 	if err != nil {
@@ -94,7 +101,7 @@ func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter,
 	if err != nil {
 		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
 	}
-	err = errors.Join(write(metered{out, m, ctx, order.Throttle}), out.Close())
+	err = errors.Join(write(&metered{out, m, ctx, order.Throttle, workers, time.Now()}), out.Close())
 	if err != nil {
 		err = because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
 	}

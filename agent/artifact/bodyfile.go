@@ -113,6 +113,7 @@ func (b *bodyWalk) walk(ctx context.Context, root int) error {
 }
 
 func (b *bodyWalk) first(root int) {
+	defer idly()()
 	r := &bodyReader{bodyWalk: b}
 	defer r.flush()
 	n, err := openNode(root, ".")
@@ -217,6 +218,7 @@ func (r *bodyReader) enter(dir int, name, at string, st *unix.Statx_t, depth int
 		stat := *st
 		r.readers.Go(func() {
 			defer func() { <-r.idle }()
+			defer idly()()
 			defer other.flush()
 			other.folder(fd, at, &stat, depth)
 		})

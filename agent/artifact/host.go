@@ -13,9 +13,10 @@ import (
 type Host struct {
 	// Root is the folder that holds the host's files, its proc and sys too;
 	// "" is "/".
-	Root   string
-	Log    *slog.Logger // nil discards
-	Limits Limits
+	Root    string
+	Log     *slog.Logger // nil discards
+	Limits  Limits
+	Version string // of the agent, as the files' log tells it
 
 	hung atomic.Int32 // reads that were given up and have not returned
 }
