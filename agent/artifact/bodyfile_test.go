@@ -16,10 +16,9 @@ import (
 
 // bodyLine is a line read back.
 type bodyLine struct {
-	name, target, mode  string
-	inode, size         uint64
-	modified, born      string
-	modifiedNanoseconds int
+	name, target, mode string
+	inode, size        uint64
+	modified, born     string
 }
 
 var (

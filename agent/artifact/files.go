@@ -357,7 +357,9 @@ func (c *collection) copyExtent(fd int, x extent) (read int64, readErr, err erro
 		}
 		read += int64(n)
 	}
-	clear(c.buf)
+	if read < x.size {
+		clear(c.buf)
+	}
 	for at := read; at < x.size; {
 		if err := c.ctx.Err(); err != nil {
 			return read, nil, err
