@@ -129,6 +129,7 @@ func (a *Acquirer) Run(ctx context.Context, order Order, place Place, report fun
 type meter struct {
 	read, total, stored atomic.Uint64
 	parts               atomic.Uint32
+	sending             atomic.Int64 // nanoseconds in all puts
 
 	mu     sync.Mutex
 	doing  string         // owned by mu
@@ -214,16 +215,21 @@ type metered struct {
 	ctx      context.Context // of the order, as an io.Writer has none
 	throttle *throttle.Throttle
 	workers  int // that read for it
-	since    time.Time
+	since    time.Time // the spell of work began
+	sending  int64     // and m's by then
 }
 
 func (w *metered) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
 	w.m.addRead(n)
-	err = errors.Join(err, w.throttle.Work(w.ctx, time.Since(w.since), w.workers))
-	w.since = time.Now()
+	idle := time.Duration(w.m.sending.Load() - w.sending) // it waited for the uplink
+	err = errors.Join(err, w.throttle.Work(w.ctx, time.Since(w.since)-idle, w.workers))
+	w.begin()
 	return n, err
 }
+
+// begin begins a spell of work.
+func (w *metered) begin() { w.since, w.sending = time.Now(), w.m.sending.Load() }
 
 // counted is a slot whose parts are counted once they are stored.
 type counted struct {
@@ -232,7 +238,10 @@ type counted struct {
 }
 
 func (c counted) Put(ctx context.Context, p pack.Part) error {
-	if err := c.Slot.Put(ctx, p); err != nil {
+	began := time.Now()
+	err := c.Slot.Put(ctx, p)
+	c.m.sending.Add(int64(time.Since(began)))
+	if err != nil {
 		return err
 	}
 	c.m.addStored(len(p.Bytes))

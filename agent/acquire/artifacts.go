@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/arena"
 	"github.com/quicklime-ir/quicklime/agent/artifact"
@@ -101,7 +100,9 @@ func (a *Acquirer) itemBy(ctx context.Context, order Order, place Place, m *mete
 	if err != nil {
 		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
 	}
-	err = errors.Join(write(&metered{out, m, ctx, order.Throttle, workers, time.Now()}), out.Close())
+	work := &metered{Writer: out, m: m, ctx: ctx, throttle: order.Throttle, workers: workers}
+	work.begin()
+	err = errors.Join(write(work), out.Close())
 	if err != nil {
 		err = because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
 	}

@@ -51,6 +51,9 @@ func (a *Acquirer) memory(ctx context.Context, order Order, place Place, m *mete
 		compression: item.Compression, auto: order.Compression == evidence.Auto, use: use, throttle: order.Throttle, arena: buffers}
 	job.slot = m.follow(slot, job.full)
 	err = because(ctx, job.run(ctx))
+	if w, ok := source.(memory.Witness); ok {
+		a.Log.Info("digest of the stream, by the module", "digest", w.Digest())
+	}
 	if why := buffers.Unlocked(); why != nil {
 		a.Log.Warn("evidence in memory could have been swapped to disk", "reason", why)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/bench"
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
+	"github.com/quicklime-ir/quicklime/packaging/lab/crowd"
 	"github.com/quicklime-ir/quicklime/packaging/lab/demo"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
@@ -24,6 +25,8 @@ type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Run the main job, from a finding to a sealed case, and check it."`
 	Bench   benchCmd   `cmd:"" help:"Measure a memory capture, a line for each figure: name value unit."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
+	Crowd   crowdCmd   `cmd:"" name:"crowd" help:"Make a busy host in this process's namespaces, and measure on it; bench starts it." hidden:""`
+	Hold    holdCmd    `cmd:"" name:"hold" help:"Hold sockets for a busy host." hidden:""`
 	S3      s3Cmd      `cmd:"" name:"s3" help:"Serve S3 in this process; the lab starts it by itself." hidden:""`
 }
 
@@ -74,7 +77,7 @@ type benchCmd struct {
 	Bin    string   `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
 	Source string   `help:"The repository, whose benchmarks are run." type:"path" default:"."`
 	Rounds int      `help:"Readings of /proc/kcore, of which the median counts." default:"5"`
-	Part   []string `help:"What to measure: ${enum}; all of it by default." enum:"kcore,object,encode"`
+	Part   []string `help:"What to measure: ${enum}; all of it by default." enum:"kcore,object,encode,live"`
 }
 
 func (c *benchCmd) Run(ctx context.Context) error {
@@ -100,6 +103,26 @@ func (c *benchCmd) Run(ctx context.Context) error {
 	return bench.Run(ctx, bench.Options{Binaries: binaries, Kit: kit, Cache: cache, Source: c.Source, Rounds: c.Rounds, Parts: parts,
 		Out: os.Stdout, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
+
+type crowdCmd struct {
+	Processes, Sockets, Files int    `arg:""`
+	Agent                     string `arg:"" type:"path"`
+}
+
+func (c *crowdCmd) Run(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return crowd.Run(ctx, self, bench.HoldVerb, crowd.Size{Processes: c.Processes, Sockets: c.Sockets, Files: c.Files},
+		func(ctx context.Context) error { return bench.AmongCrowd(ctx, c.Agent, os.Stdout) })
+}
+
+type holdCmd struct {
+	Sockets int `arg:""`
+}
+
+func (c *holdCmd) Run(ctx context.Context) error { return crowd.Hold(ctx, c.Sockets) }
 
 type prepareCmd struct{}
 

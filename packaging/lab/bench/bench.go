@@ -1,9 +1,9 @@
-// Package bench measures a memory capture against what it is to beat, on one
+// Package bench measures a capture against what it is to beat, on one
 // host and in one run, as ratios between seconds of a software-emulated guest
 // mean something where the seconds do not.
 //
-// Each figure is a line "name value unit". agent/memory/README.md says what
-// each means.
+// Each figure is a line "name value unit". agent/memory/README.md and
+// agent/artifact/README.md say what each means.
 package bench
 
 import (
@@ -38,10 +38,11 @@ const (
 	Kcore  = "kcore"  // reading /proc/kcore, against dd
 	Object = "object" // from an order to an object, against the seed's ways
 	Encode = "encode" // packing, against zstd and plain SHA-256
+	Live   = "live"   // live response on a busy host, against ps, ss and lsof
 )
 
 // Parts are all of them.
-var Parts = []string{Kcore, Object, Encode}
+var Parts = []string{Kcore, Object, Encode, Live}
 
 // Run measures. It stops at the first thing that fails: a figure that could
 // not be had is not printed.
@@ -53,6 +54,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if slices.Contains(o.Parts, Encode) {
 		if err := encode(ctx, o); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(o.Parts, Live) {
+		if err := live(ctx, o); err != nil {
 			return err
 		}
 	}
