@@ -214,7 +214,7 @@ type metered struct {
 	m        *meter
 	ctx      context.Context // of the order, as an io.Writer has none
 	throttle *throttle.Throttle
-	workers  int // that read for it
+	workers  int       // that read for it
 	since    time.Time // the spell of work began
 	sending  int64     // and m's by then
 }
