@@ -111,7 +111,7 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log, Definitions: definitions}
+	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log, Version: version}, Log: log, Definitions: definitions}
 	authorities, err := c.authorities()
 	if err != nil {
 		return err
@@ -194,6 +194,7 @@ type captureCmd struct {
 	Kind        []evidence.Kind `help:"What to take: ${enum}; all of it by default." enum:"volatile,symbols,memory,live"`
 	Source      string          `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
 	Compression string          `help:"Compression: ${enum}." enum:"auto,zstd,none" default:"auto"`
+	LiveBytes   int64           `name:"live-bytes" help:"Bytes of files that kind live may take; 0: 8 GiB." default:"0"`
 	Case        string          `help:"Case that each row of a table names."`
 	Instance    string          `help:"Instance that each row of a table names."`
 	Processes   []int           `name:"process-memory" help:"With kind live: take the memory of this process, as an ELF core; may be given several times." placeholder:"PID"`
@@ -214,6 +215,9 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	if c.LiveBytes < 0 {
+		return fmt.Errorf("cannot take %d bytes of files: want more than 0, or 0 for 8 GiB", c.LiveBytes)
+	}
 	kinds := c.Kind
 	var place acquire.Place
 	if c.To == "-" {
@@ -232,7 +236,7 @@ func (c *captureCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		defer func() { err = errors.Join(err, folder.Close()) }()
 		place = folder
 	}
-	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log}, Log: log, Definitions: definitions}
+	taker := &acquire.Acquirer{Memory: c.options(), Host: &artifact.Host{Log: log, Version: version, Limits: artifact.Limits{TotalBytes: c.LiveBytes}}, Log: log, Definitions: definitions}
 	for _, kind := range kinds {
 		began := time.Now()
 		r := taker.Run(ctx, acquire.Order{Kind: kind, MemorySource: c.Source, Compression: evidence.Compression(c.Compression),

@@ -211,21 +211,29 @@ func (m *meter) addStored(n int) {
 	m.tell()
 }
 
-// metered counts what is written through it, and keeps to the throttle.
+// metered counts what is written through it, and keeps to the throttle. The
+// time since the last write was work too: what is written had to be read.
 type metered struct {
 	io.Writer
 	m        *meter
 	ctx      context.Context // of the order, as an io.Writer has none
 	throttle *throttle.Throttle
+	workers  int       // that read for it
+	since    time.Time // the spell of work began
+	sending  int64     // and m's by then
 }
 
-func (w metered) Write(p []byte) (int, error) {
-	began, sending := time.Now(), w.m.sending.Load()
+func (w *metered) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
 	w.m.addRead(n)
-	idle := time.Duration(w.m.sending.Load() - sending) // it waited for the uplink
-	return n, errors.Join(err, w.throttle.Work(w.ctx, time.Since(began)-idle, 1))
+	idle := time.Duration(w.m.sending.Load() - w.sending) // it waited for the uplink
+	err = errors.Join(err, w.throttle.Work(w.ctx, time.Since(w.since)-idle, w.workers))
+	w.begin()
+	return n, err
 }
+
+// begin begins a spell of work.
+func (w *metered) begin() { w.since, w.sending = time.Now(), w.m.sending.Load() }
 
 // counted is a slot whose parts are counted once they are stored.
 type counted struct {

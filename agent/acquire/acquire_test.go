@@ -269,6 +269,9 @@ func TestArtifacts(t *testing.T) {
 	if b := s.items["files"].bytes(t); !bytes.Contains(b, []byte("[root]/var/log/syslog")) {
 		t.Error("the log is not in the tar")
 	}
+	if b := s.items["bodyfile"].bytes(t); !bytes.Contains(b, []byte("0|/var/log/syslog|")) {
+		t.Error("the log is not in the bodyfile")
+	}
 }
 
 func TestSymbols(t *testing.T) {

@@ -26,37 +26,50 @@ func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *me
 	return a.finish(ctx, order, place, m, &record, stored, errs)
 }
 
-var errNotOrdered = errors.New("not ordered")
-
-// live takes what lasts longer: what lives on in processes alone, then more
-// tables, then the files, as one tar.
+// live takes what lasts longer: first what lives on in processes alone, then
+// the tables that change slowly, then the times of every file, and files last,
+// for reading files changes times.
 func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
-	first := a.item(ctx, order, place, m, "recovered", evidence.Tar, func(w io.Writer) error {
-		return a.Host.WriteRecovered(ctx, w, &record)
-	})
-	chosen := errNotOrdered
-	if len(order.ProcessMemory) > 0 {
-		chosen = a.item(ctx, order, place, m, "process_memory", evidence.Tar, func(w io.Writer) error {
-			return a.Host.WriteProcessMemory(ctx, w, &record, order.ProcessMemory)
-		})
-	}
-	stored, errs := a.tables(ctx, order, place, m, a.Host.Live(), &record)
 	more := artifact.Added(order.definitions(a.Definitions), &record)
-	for _, err := range []error{first, chosen} {
-		if err == nil {
-			stored++
-		} else if err != errNotOrdered {
-			errs = append(errs, err)
-		}
-	}
-	err := a.item(ctx, order, place, m, "files", evidence.Tar, func(w io.Writer) error {
-		return a.Host.WriteFiles(ctx, w, &record, more...)
+	stored, errs := a.streams(ctx, order, place, m, []stream{
+		{"recovered", evidence.Tar, 1, func(w io.Writer) error { return a.Host.WriteRecovered(ctx, w, &record) }},
 	})
-	if err == nil {
+	also := func(n int, why []error) { stored, errs = stored+n, append(errs, why...) }
+	if len(order.ProcessMemory) > 0 {
+		also(a.streams(ctx, order, place, m, []stream{
+			{"process_memory", evidence.Tar, 1, func(w io.Writer) error {
+				return a.Host.WriteProcessMemory(ctx, w, &record, order.ProcessMemory)
+			}},
+		}))
+	}
+	also(a.tables(ctx, order, place, m, a.Host.Live(), &record))
+	also(a.streams(ctx, order, place, m, []stream{
+		{"bodyfile", evidence.Text, artifact.BodyfileReaders(), func(w io.Writer) error { return a.Host.WriteBodyfile(ctx, w, &record) }},
+		{"files", evidence.Tar, 1, func(w io.Writer) error { return a.Host.WriteFiles(ctx, w, &record, more...) }},
+	}))
+	return a.finish(ctx, order, place, m, &record, stored, errs)
+}
+
+// stream is an item that is no table.
+type stream struct {
+	name    string
+	format  evidence.Format
+	workers int // that read it
+	write   func(io.Writer) error
+}
+
+// streams stores each; one that fails does not keep the others from being
+// taken.
+func (a *Acquirer) streams(ctx context.Context, order Order, place Place, m *meter, all []stream) (stored int, errs []error) {
+	for _, s := range all {
+		if err := a.itemBy(ctx, order, place, m, s.workers, s.name, s.format, s.write); err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		stored++
 	}
-	return a.finish(ctx, order, place, m, &record, stored, append(errs, err))
+	return stored, errs
 }
 
 // definitions gives files of definitions, then the order's by their names.
@@ -101,8 +114,13 @@ func (a *Acquirer) finish(ctx context.Context, order Order, place Place, m *mete
 	return result
 }
 
-// item streams one item to its place.
+// item streams one item to its place, read by one worker.
 func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter, name string, format evidence.Format, write func(io.Writer) error) error {
+	return a.itemBy(ctx, order, place, m, 1, name, format, write)
+}
+
+// itemBy streams one item that so many workers read.
+func (a *Acquirer) itemBy(ctx context.Context, order Order, place Place, m *meter, workers int, name string, format evidence.Format, write func(io.Writer) error) error {
 	m.begin(name)
 	slot, err := place.Open(ctx, evidence.Item{Kind: order.Kind, Name: name, Format: format, Compression: order.stored(), Source: "proc"})
 	if err != nil {
@@ -115,7 +133,9 @@ func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter,
 	if err != nil {
 		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
 	}
-	err = errors.Join(write(metered{out, m, ctx, order.Throttle}), out.Close())
+	work := &metered{Writer: out, m: m, ctx: ctx, throttle: order.Throttle, workers: workers}
+	work.begin()
+	err = errors.Join(write(work), out.Close())
 	if err != nil {
 		err = because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
 	}

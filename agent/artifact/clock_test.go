@@ -16,7 +16,7 @@ func TestClock(t *testing.T) {
 		"proc/sys/kernel/random/boot_id": "b\n",
 		"sys/devices/system/clocksource/clocksource0/current_clocksource": "kvm-clock\n",
 	})
-	link(t, root, "/usr/share/zoneinfo/Europe/Berlin", "etc/localtime")
+	plantLink(t, root, "/usr/share/zoneinfo/Europe/Berlin", "etc/localtime")
 	got, _ := table[Clock](t, &Host{Root: root}, "clock")
 	if len(got) != 1 {
 		t.Fatalf("%d rows", len(got))

@@ -22,9 +22,9 @@ func TestContainers(t *testing.T) {
 		"proc/21/cgroup": "0::/system.slice/docker-" + docker + ".scope\n",
 		"proc/40/cgroup": "0::/kubepods.slice/cri-containerd-" + ghost + ".scope\n",
 	})
-	link(t, root, "net:[4026531840]", "proc/1/ns/net")
-	link(t, root, "net:[4026531840]", "proc/20/ns/net")
-	link(t, root, "net:[77]", "proc/40/ns/net")
+	plantLink(t, root, "net:[4026531840]", "proc/1/ns/net")
+	plantLink(t, root, "net:[4026531840]", "proc/20/ns/net")
+	plantLink(t, root, "net:[77]", "proc/40/ns/net")
 	got, record := table[Container](t, &Host{Root: root}, "containers")
 	created := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	dir := Text("/var/lib/docker/containers/" + docker)

@@ -25,14 +25,20 @@ const (
 	paxInode = "QUICKLIME.inode"
 	paxDev   = "QUICKLIME.device" // major:minor
 	paxSize  = "QUICKLIME.size"   // the file's size, where the member is cut
-	tarRoot  = "[root]"           // folder of the tar that stands for the host's /
+	paxLinks = "QUICKLIME.nlink"  // names that the file has on its file system
+	paxAttrs = "QUICKLIME.attributes"
+	paxNote  = "QUICKLIME.note" // what was known of the file before it was read, as in the record
+	uacLog   = "uac.log"        // the first member, by which tools know the layout
+	tarRoot  = "[root]"         // folder of the tar that stands for the host's /
 )
 
 // WriteFiles reads the files of Definitions, then those of more, and writes
 // them to w as one tar stream in PAX format, uncompressed. Each lies at [root] and its path on the
 // host, with owner, mode, and its times to the nanosecond; a link is itself,
 // never what it points to. Its SHA-256, known only after its bytes, is in the
-// record.
+// record. Extended attributes and ACLs are PAX records SCHILY.xattr.NAME. Of
+// several names of one file the first has its bytes and the others are hard
+// links; holes stay holes.
 //
 // What could not be read is recorded and does not end it; an error means that
 // w failed or ctx ended, and that the stream is not whole.
@@ -41,8 +47,9 @@ func (h *Host) WriteFiles(ctx context.Context, w io.Writer, rec *Record, more ..
 }
 
 func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definitions []Definition) error {
+	defer idly()()
 	c := &collection{
-		ctx: ctx, rec: rec, tar: tar.NewWriter(w), limits: h.Limits.filled(),
+		ctx: ctx, rec: rec, out: w, tar: tar.NewWriter(w), links: map[[2]uint64]string{}, limits: h.Limits.filled(),
 		buf: make([]byte, 256<<10), hash: sha256.New(),
 	}
 	c.left = c.limits.TotalBytes
@@ -53,6 +60,9 @@ func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definit
 	defer unix.Close(root)
 	walker := &walker{ctx: ctx, rec: rec, root: root, take: c.take, seen: map[uint64]struct{}{}, seed: maphash.MakeSeed()}
 	if err := c.prepare(h, walker); err != nil {
+		return err
+	}
+	if err := c.begin(h, definitions); err != nil {
 		return err
 	}
 	for i := range definitions {
@@ -81,7 +91,9 @@ func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definit
 type collection struct {
 	ctx    context.Context
 	rec    *Record
+	out    io.Writer // that tar writes to
 	tar    *tar.Writer
+	links  map[[2]uint64]string // the first name in the tar of each file that has several, by device and inode
 	limits Limits
 	users  map[uint32]string
 	groups map[uint32]string
@@ -89,6 +101,24 @@ type collection struct {
 	left, defLeft int64 // bytes that may still be taken: in all, of this definition
 	buf           []byte
 	hash          hash.Hash
+}
+
+// maxLinks bounds the files of several names that are remembered; those beyond
+// are stored once for each name.
+const maxLinks = 64 << 10
+
+// begin writes the log that UAC's layout begins with.
+func (c *collection) begin(h *Host, definitions []Definition) error {
+	now := time.Now().UTC()
+	log := fmt.Sprintf("%s INF quicklime-agent %s, case %q, instance %q: files of %d artifacts, %d bytes at most\n",
+		now.Format("2006-01-02 15:04:05 -0700"), h.Version, c.rec.Case, c.rec.Instance, len(definitions), c.left)
+	if err := c.tar.WriteHeader(&tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeReg, Name: uacLog, Mode: 0o644, Size: int64(len(log)), ModTime: now}); err != nil {
+		return fmt.Errorf("cannot begin the tar: %w", err)
+	}
+	if _, err := io.WriteString(c.tar, log); err != nil {
+		return fmt.Errorf("cannot begin the tar: %w", err)
+	}
+	return nil
 }
 
 // prepare learns the host's owners' names, homes and file systems.
@@ -125,8 +155,11 @@ func ownerName(name Text) string { return strings.ReplaceAll(string(name), "\x00
 // take writes one node. It fails only when the tar does, or the context ends.
 func (c *collection) take(def *Definition, n *node, at string) error {
 	e := Entry{Source: def.Name, Path: clip(at, maxPath), Started: time.Now()}
-	header := c.header(n, at)
-	var err error
+	header, err := c.header(n, at)
+	if err != nil {
+		c.rec.Add(xattrEntry(e, err))
+	}
+	err = nil
 	switch n.stat.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		err = c.file(def, n, at, header, &e)
@@ -153,18 +186,34 @@ func (c *collection) take(def *Definition, n *node, at string) error {
 	return err
 }
 
-func (c *collection) header(n *node, at string) *tar.Header {
+// xattrEntry records that not all of a file's extended attributes were taken;
+// the file itself is, and has an entry of its own.
+func xattrEntry(e Entry, err error) Entry {
+	e.Ended = time.Now()
+	if err == errXattrs {
+		e.Note, e.Detail = NoteCut, Text(err.Error())
+		return e
+	}
+	return e.failed(err)
+}
+
+// header fails when the extended attributes could not be had; it is good
+// without them.
+func (c *collection) header(n *node, at string) (*tar.Header, error) {
 	st := &n.stat
 	h := &tar.Header{
 		Format: tar.FormatPAX, Name: tarRoot + at, Mode: int64(st.Mode & 0o7777),
 		Uid: int(st.Uid), Gid: int(st.Gid), Uname: c.users[st.Uid], Gname: c.groups[st.Gid],
 		ModTime: timeOf(st.Mtime), AccessTime: timeOf(st.Atime), ChangeTime: timeOf(st.Ctime),
-		PAXRecords: map[string]string{paxInode: fmt.Sprint(st.Ino), paxDev: device(n.dev())},
+		PAXRecords: map[string]string{paxInode: fmt.Sprint(st.Ino), paxDev: device(n.dev()), paxLinks: fmt.Sprint(n.stat.Nlink)},
+	}
+	if names := n.attributes(); names != "" {
+		h.PAXRecords[paxAttrs] = names
 	}
 	if st.Mask&unix.STATX_BTIME != 0 && st.Btime.Sec != 0 { // some say 0 for unknown
 		h.PAXRecords[paxBirth] = fmt.Sprintf("%d.%09d", st.Btime.Sec, st.Btime.Nsec)
 	}
-	return h
+	return h, n.xattrs(h.PAXRecords)
 }
 
 // file writes a regular file, with as many bytes as it had when first seen
@@ -181,38 +230,76 @@ func (c *collection) file(def *Definition, n *node, at string, header *tar.Heade
 		e.Size, e.Note = int64(n.stat.Size), NotePrivateKey
 		return nil
 	}
-	e.Size = int64(n.stat.Size)
-	size, limit := c.room(def, n)
-	if limit != "" {
+	if e.Size = int64(min(n.stat.Size, 1<<62)); c.linked(n, at, header) {
+		e.Note, e.Detail = NoteHardLink, clip(strings.TrimPrefix(header.Linkname, tarRoot), maxPath)
+		return c.tar.WriteHeader(header)
+	}
+	extents := []extent{{0, e.Size}}
+	if n.holes() {
+		extents = extentsOf(fd, e.Size)
+	}
+	data, size := stored(extents), e.Size
+	if room, limit := c.room(def, n, data); limit != "" {
 		e.Note, e.Detail = NoteCut, Text(limit)
 		header.PAXRecords[paxSize] = fmt.Sprint(e.Size)
-		if size == 0 {
+		if room == 0 {
 			return nil
 		}
+		extents = firstBytes(extents, room)
+		last := extents[len(extents)-1]
+		data, size = room, last.offset+last.size
 	}
-	header.Typeflag, header.Size = tar.TypeReg, size
-	if err := c.tar.WriteHeader(header); err != nil {
+	if note := changed(fd, n, false); note != "" {
+		header.PAXRecords[paxNote] = note // it changes so fast that it did already
+	}
+	if err := c.beginFile(n, header, extents, size, e); err != nil {
 		return err
 	}
-	c.left -= size
-	c.defLeft -= size
-	read, readErr, err := c.copy(fd, size)
+	c.left -= data
+	c.defLeft -= data
+	read, readErr, err := c.copy(fd, extents)
 	if err != nil {
 		return err
 	}
-	e.Bytes, e.Padded = size, size-read
+	e.Bytes, e.Padded = data, data-read
 	e.SHA256 = hex.EncodeToString(c.hash.Sum(nil))
 	if readErr != nil {
 		*e = e.failed(readErr)
 	}
-	e.Note = addNote(e.Note, changed(fd, n, readErr == nil && read < size))
+	e.Note = addNote(e.Note, changed(fd, n, readErr == nil && read < data))
 	return nil
 }
 
-// room says how many bytes of a file may be taken, and which limit, if any, is
-// in the way of the rest.
-func (c *collection) room(def *Definition, n *node) (size int64, limit string) {
-	size = int64(min(n.stat.Size, 1<<62))
+// linked makes the header a hard link where the file is in the tar already.
+func (c *collection) linked(n *node, at string, header *tar.Header) bool {
+	first, known := c.links[n.id()]
+	if n.stat.Nlink < 2 || !known {
+		return false
+	}
+	header.Typeflag, header.Linkname = tar.TypeLink, first
+	return true
+}
+
+// beginFile writes the header of a regular file, with a map where it has holes.
+func (c *collection) beginFile(n *node, header *tar.Header, extents []extent, size int64, e *Entry) error {
+	var err error
+	if data := stored(extents); data < size && data < ustarMost-maxExtents*40 {
+		e.Note = addNote(e.Note, NoteSparse)
+		err = c.sparseHeader(header, extents, size)
+	} else {
+		header.Typeflag, header.Size = tar.TypeReg, data
+		err = c.tar.WriteHeader(header)
+	}
+	if err == nil && n.stat.Nlink > 1 && len(c.links) < maxLinks {
+		c.links[n.id()] = header.Name
+	}
+	return err
+}
+
+// room says how many of a file's bytes of data may be taken, and which limit,
+// if any, is in the way of the rest.
+func (c *collection) room(def *Definition, n *node, data int64) (size int64, limit string) {
+	size = data
 	perFile := c.limits.FileBytes
 	if def.FileBytes > 0 {
 		perFile = min(perFile, def.FileBytes)
@@ -223,7 +310,7 @@ func (c *collection) room(def *Definition, n *node) (size int64, limit string) {
 		holds bool
 	}{
 		{perFile, "bytes of one file", true},
-		{c.limits.SparseBytes, "bytes of a sparse file", n.sparse()},
+		{c.limits.SparseBytes, "bytes of a sparse file", n.sparse() && data == int64(n.stat.Size)},
 		{c.defLeft, "bytes of this artifact", true},
 		{c.left, "bytes of all files", true},
 	} {
@@ -234,22 +321,36 @@ func (c *collection) room(def *Definition, n *node) (size int64, limit string) {
 	return size, limit
 }
 
-// copy writes size bytes of a file into the tar, then zeros for those that
-// it could not read. It gives the number that it read, why no more, and
+// copy writes extents of a file into the tar, with zeros for what it could
+// not read. It gives the number of bytes that it read, why no more, and
 // whether the tar failed.
-func (c *collection) copy(fd int, size int64) (read int64, readErr, err error) {
+func (c *collection) copy(fd int, extents []extent) (read int64, readErr, err error) {
 	c.hash.Reset()
+	for _, x := range extents {
+		n, whyNot, err := c.copyExtent(fd, x)
+		read += n
+		if readErr == nil {
+			readErr = whyNot
+		}
+		if err != nil {
+			return read, readErr, err
+		}
+	}
+	return read, readErr, nil
+}
+
+func (c *collection) copyExtent(fd int, x extent) (read int64, readErr, err error) {
 	out := io.MultiWriter(c.tar, c.hash)
-	for read < size {
+	for read < x.size {
 		if err := c.ctx.Err(); err != nil {
 			return read, nil, err
 		}
-		n, err := unix.Pread(fd, c.buf[:min(int64(len(c.buf)), size-read)], read)
+		n, err := unix.Pread(fd, c.buf[:min(int64(len(c.buf)), x.size-read)], x.offset+read)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			readErr = fmt.Errorf("cannot read at byte %d: %w", read, err)
+			readErr = fmt.Errorf("cannot read at byte %d: %w", x.offset+read, err)
 		}
 		if err != nil || n == 0 {
 			break
@@ -259,12 +360,14 @@ func (c *collection) copy(fd int, size int64) (read int64, readErr, err error) {
 		}
 		read += int64(n)
 	}
-	for at := read; at < size; {
+	if read < x.size {
+		clear(c.buf)
+	}
+	for at := read; at < x.size; {
 		if err := c.ctx.Err(); err != nil {
 			return read, nil, err
 		}
-		clear(c.buf)
-		n, err := out.Write(c.buf[:min(int64(len(c.buf)), size-at)])
+		n, err := out.Write(c.buf[:min(int64(len(c.buf)), x.size-at)])
 		if err != nil {
 			return read, nil, err
 		}

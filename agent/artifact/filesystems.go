@@ -49,3 +49,79 @@ func (w *walker) refuseMounts(h *Host, s *sheet) error {
 	delete(w.refused, root.dev())
 	return err
 }
+
+// mountPlan says of each mount point whether a walk of everything enters it:
+// "" does, anything else is why not.
+type mountPlan map[string]string
+
+// maxPoints bounds a mountPlan.
+const maxPoints = 64 << 10
+
+// bodyPoints plans the walk for a bodyfile. The root itself is always walked.
+func bodyPoints(h *Host, s *sheet) (mountPlan, error) {
+	var mounts []*Mount
+	err := s.lines(h.path("proc/self/mountinfo"), func(line []byte) error {
+		m := parseMount(line)
+		switch {
+		case m == nil:
+			s.note("/proc/self/mountinfo", NoteOdd, string(clip(line, maxWord)))
+		case len(mounts) < maxPoints:
+			mounts = append(mounts, m)
+		case len(mounts) == maxPoints:
+			s.note("/proc/self/mountinfo", NoteCut, "mounts")
+			mounts = append(mounts, m)
+		}
+		return nil
+	})
+	return planMounts(mounts), err
+}
+
+// planMounts enters each local file system by the mounts that show the most of
+// it: one that shows a folder which another shows too is left out. Of
+// several mounts on one point the last is what one sees.
+func planMounts(mounts []*Mount) mountPlan {
+	visible := map[string]*Mount{}
+	for _, m := range mounts {
+		visible[string(m.Point)] = m
+	}
+	byDevice := map[string][]*Mount{}
+	for _, m := range mounts {
+		if visible[string(m.Point)] == m {
+			byDevice[m.Device] = append(byDevice[m.Device], m)
+		}
+	}
+	plan := mountPlan{}
+	for point, m := range visible {
+		if point != "/" {
+			plan[point] = whyNot(m, byDevice[m.Device])
+		}
+	}
+	return plan
+}
+
+// whyNot gives the reason not to enter a mount, "" for none. same are the
+// visible mounts of its file system, in the kernel's order.
+func whyNot(m *Mount, same []*Mount) string {
+	if refuse(string(m.Type)) {
+		return string(m.Type)
+	}
+	if m.Type == "overlay" {
+		return "overlay: its layers are walked where they lie"
+	}
+	earlier := true
+	for _, o := range same {
+		if o == m {
+			earlier = false
+			continue
+		}
+		if below(string(m.Root), string(o.Root)) || earlier && m.Root == o.Root {
+			return "walked at " + string(o.Point)
+		}
+	}
+	return ""
+}
+
+// below reports whether a path is truly inside of a folder.
+func below(p, folder string) bool {
+	return p != folder && (folder == "/" || strings.HasPrefix(p, folder+"/"))
+}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 )
 
 // Host is a host to read. It may be used from several goroutines.
@@ -18,6 +19,7 @@ type Host struct {
 	// MetadataURL is the instance metadata service; "" is EC2's own, which is
 	// asked where Root is "" alone.
 	MetadataURL string
+	Version     string // of the agent, as the files' log tells it
 
 	hung atomic.Int32 // reads that were given up and have not returned
 }
@@ -30,6 +32,11 @@ type Limits struct {
 	ProcessBytes int64 // of one process's memory; 4 GiB
 	ExeBytes     int64 // of one executable that is hashed; 256 MiB
 	ExesBytes    int64 // of all executables that are hashed for one table; 4 GiB
+	// A bodyfile ends after so many names, does not go deeper than so many
+	// folders, and takes no longer than this.
+	BodyEntries int64         // 20 million
+	BodyDepth   int64         // 200
+	BodyTime    time.Duration // 30 minutes
 }
 
 func (l Limits) filled() Limits {
@@ -43,6 +50,9 @@ func (l Limits) filled() Limits {
 		{&l.ProcessBytes, 4 << 30},
 		{&l.ExeBytes, 256 << 20},
 		{&l.ExesBytes, 4 << 30},
+		{&l.BodyEntries, 20_000_000},
+		{&l.BodyDepth, 200},
+		{(*int64)(&l.BodyTime), int64(30 * time.Minute)},
 	} {
 		if *d.field <= 0 {
 			*d.field = d.value
@@ -72,7 +82,6 @@ func (h *Host) Volatile() []Table {
 		{"interfaces", "Network interfaces, their addresses and counters. Rows: Interface.", h, fillInterfaces},
 		{"logins", "The records of utmp, wtmp and btmp. Rows: Login.", h, fillLogins},
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
-		{"shell_memory", "Commands that running shells remember, also where no file keeps them. Rows: ShellCommand.", h, fillShellMemory},
 		{"ebpf_programs", "Loaded eBPF programs, with the processes that hold them. Rows: EBPFProgram.", h, fillEBPFPrograms},
 		{"ebpf_maps", "eBPF maps. Rows: EBPFMap.", h, fillEBPFMaps},
 		{"ebpf_links", "Where eBPF programs are attached by links. Rows: EBPFLink.", h, fillEBPFLinks},
@@ -89,6 +98,7 @@ func (h *Host) Volatile() []Table {
 // Live lists the tables that change slowly: how the host is set up.
 func (h *Host) Live() []Table {
 	return []Table{
+		{"shell_memory", "Commands that running shells remember, also where no file keeps them. Rows: ShellCommand.", h, fillShellMemory},
 		{"users", "The accounts, without their password hashes. Rows: User.", h, fillUsers},
 		{"groups", "The groups. Rows: Group.", h, fillGroups},
 		{"systemd_units", "Unit files of systemd, timers among them, and the units that run. Rows: Unit.", h, fillUnits},

@@ -73,12 +73,12 @@ type packageReader struct {
 	seen []os.FileInfo // databases, as one folder may be a link to another
 }
 
-// stop is what put says once there are enough.
-var errEnough = fmt.Errorf("more than %d packages", maxPackages)
+// errManyPackages is what put says once there are enough.
+var errManyPackages = fmt.Errorf("more than %d packages", maxPackages)
 
 func (r *packageReader) put(row *Package) error {
 	if r.left == 0 {
-		return errEnough
+		return errManyPackages
 	}
 	r.left--
 	return r.t.s.put(row)
@@ -87,8 +87,8 @@ func (r *packageReader) put(row *Package) error {
 // done tells what ended a database: the table's end, or what to record.
 func (r *packageReader) done(at string, err, stopped error) error {
 	switch {
-	case stopped == errEnough:
-		r.t.s.note(at, NoteCut, errEnough.Error())
+	case stopped == errManyPackages:
+		r.t.s.note(at, NoteCut, errManyPackages.Error())
 	case stopped != nil:
 		return stopped
 	case err != nil:

@@ -123,6 +123,15 @@ func (n *node) target() (string, error) {
 	return string(buf[:size]), nil
 }
 
+// id tells a file from every other, whatever its names.
+func (n *node) id() [2]uint64 { return [2]uint64{n.dev(), n.stat.Ino} }
+
+// holes reports whether the file takes less than its size on its disk.
+func (n *node) holes() bool {
+	const blockBytes = 512 // the unit of stx_blocks, whatever the file system's
+	return n.stat.Size > n.stat.Blocks*blockBytes
+}
+
 // sparse reports whether the file is nearly all holes.
 func (n *node) sparse() bool {
 	const blockBytes = 512 // the unit of stx_blocks, whatever the file system's

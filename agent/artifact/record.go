@@ -57,6 +57,8 @@ const (
 	NotePrivateKey = "private_key" // seen, and by rule not taken
 	NoteFileSystem = "file_system" // not entered: a network's, a user's or the kernel's
 	NoteLink       = "link"        // the way to a collected folder led through a symbolic link
+	NoteHardLink   = "hard_link"   // another name of a file that is in the tar; Detail is the first
+	NoteSparse     = "sparse"      // a file with holes; Bytes and SHA256 are of its data alone
 	NoteNone       = "none"        // nothing on this host matches
 	NoteAgain      = "again"       // found, and left out as the tar has it already; Detail counts
 	NoteNotRun     = "not_run"     // a command that was not started; Detail says why

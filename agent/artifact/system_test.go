@@ -12,7 +12,7 @@ import (
 )
 
 // link makes a symbolic link below a root.
-func link(t testing.TB, root, target, name string) {
+func plantLink(t testing.TB, root, target, name string) {
 	t.Helper()
 	at := filepath.Join(root, name)
 	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
@@ -39,9 +39,9 @@ func TestUnits(t *testing.T) {
 		"proc/22/cgroup":                           "0::/system.slice/ghost.service\n",
 		"outside/secret":                           "",
 	})
-	link(t, root, "/usr/lib/systemd/system/a@.service", "etc/systemd/system/multi-user.target.wants/a@one.service")
-	link(t, root, "/dev/null", "etc/systemd/system/ssh.service")
-	link(t, root, "../../../../../../../../../../../../etc/hostname", "etc/systemd/system/out.service")
+	plantLink(t, root, "/usr/lib/systemd/system/a@.service", "etc/systemd/system/multi-user.target.wants/a@one.service")
+	plantLink(t, root, "/dev/null", "etc/systemd/system/ssh.service")
+	plantLink(t, root, "../../../../../../../../../../../../etc/hostname", "etc/systemd/system/out.service")
 	when := time.Unix(1_700_000_000, 0)
 	if err := os.Chtimes(filepath.Join(root, "var/lib/systemd/timers/stamp-b.timer"), when, when); err != nil {
 		t.Fatal(err)

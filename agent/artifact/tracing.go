@@ -75,8 +75,6 @@ func (h *Host) hooksOf(s *sheet, name string) error {
 	return err
 }
 
-var errEnough = errors.New("enough")
-
 // fillKeys writes the table keys, of /proc/keys, which lists what the reader may
 // view.
 func fillKeys(h *Host, s *sheet) error {
