@@ -28,7 +28,7 @@ var plan = map[string][]string{
 	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
 		"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/arena":     {},
-	"agent/artifact":  {},
+	"agent/artifact":  {"agent/artifact/journal"},
 	"agent/memory":    {"proto/evidence", "proto/lime"},
 	"agent/pack":      {"proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/preflight": {"agent/memory"},
@@ -36,6 +36,8 @@ var plan = map[string][]string{
 	"agent/symbols":   {},
 	"agent/throttle":  {},
 	"agent/upload":    {"agent/pack", "agent/throttle"},
+
+	"agent/artifact/journal": {},
 
 	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
 
