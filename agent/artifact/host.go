@@ -76,6 +76,7 @@ func (h *Host) Live() []Table {
 	return []Table{
 		{"users", "The accounts, without their password hashes. Rows: User.", h, fillUsers},
 		{"groups", "The groups. Rows: Group.", h, fillGroups},
+		{"journal", "The entries of systemd's journals, the files written last first. Rows: JournalEntry.", h, fillJournal},
 	}
 }
 
