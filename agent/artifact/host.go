@@ -77,6 +77,7 @@ func (h *Host) Live() []Table {
 		{"users", "The accounts, without their password hashes. Rows: User.", h, fillUsers},
 		{"groups", "The groups. Rows: Group.", h, fillGroups},
 		{"journal", "The entries of systemd's journals, the files written last first. Rows: JournalEntry.", h, fillJournal},
+		{"audit", "The records of auditd's logs, the file written last first. Rows: AuditRecord.", h, fillAudit},
 	}
 }
 
