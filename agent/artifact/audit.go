@@ -19,11 +19,11 @@ import (
 
 // Bounds of the table audit.
 const (
-	auditFolder     = "/var/log/audit"
-	maxAuditRows    = 2_000_000
-	maxAuditBytes   = 1 << 30 // of all logs, after decompression
-	maxAuditFields  = 256     // of a record
-	maxAuditRecords = 4096    // files
+	auditFolder    = "/var/log/audit"
+	maxAuditRows   = 2_000_000
+	maxAuditBytes  = 1 << 30 // of all logs, after decompression
+	maxAuditFields = 256     // of a record
+	maxAuditLogs   = 4096    // files
 )
 
 // AuditRecord is a row of the table audit: a line of auditd's log. Records
@@ -176,9 +176,12 @@ func fillAudit(h *Host, s *sheet) error {
 	}
 	defer unix.Close(root)
 	j := &journals{s: s, w: &walker{ctx: s.ctx, rec: s.rec, root: root}}
+	if err := j.w.refuseMounts(h, s); err != nil {
+		return err
+	}
 	var logs []journalFile
 	for _, p := range j.w.namesOf(s, auditFolder) {
-		if !strings.HasPrefix(path.Base(p), "audit.log") || len(logs) == maxAuditRecords {
+		if !strings.HasPrefix(path.Base(p), "audit.log") || len(logs) == maxAuditLogs {
 			continue
 		}
 		if n := j.open(p); n != nil {

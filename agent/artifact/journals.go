@@ -136,6 +136,9 @@ func fillJournal(h *Host, s *sheet) error {
 	}
 	defer unix.Close(root)
 	j := &journals{s: s, w: &walker{ctx: s.ctx, rec: s.rec, root: root}}
+	if err := j.w.refuseMounts(h, s); err != nil {
+		return err
+	}
 	for _, base := range []string{"/var/log/journal", "/run/log/journal"} {
 		j.find(base, 2) // files lie in a folder for each machine and name space
 	}
