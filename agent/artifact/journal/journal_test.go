@@ -20,10 +20,11 @@ type draft struct {
 	compact bool
 	pack    func(payload string) (flags uint8, packed []byte) // nil packs nothing
 	entries []uint64
+	known   map[string]uint64 // data objects by payload: journald writes each once
 }
 
 func newDraft(compact bool) *draft {
-	d := &draft{b: make([]byte, 272), compact: compact}
+	d := &draft{b: make([]byte, 272), compact: compact, known: map[string]uint64{}}
 	copy(d.b, "LPKSHHRH")
 	if compact {
 		order.PutUint32(d.b[12:], flagCompact)
@@ -54,6 +55,9 @@ func (d *draft) ref(b []byte, off uint64) []byte {
 }
 
 func (d *draft) data(payload string) uint64 {
+	if at, ok := d.known[payload]; ok {
+		return at
+	}
 	head, flags, packed := 64, uint8(0), []byte(payload)
 	if d.compact {
 		head = 72
@@ -61,7 +65,8 @@ func (d *draft) data(payload string) uint64 {
 	if d.pack != nil {
 		flags, packed = d.pack(payload)
 	}
-	return d.object(kindData, flags, head, packed)
+	d.known[payload] = d.object(kindData, flags, head, packed)
+	return d.known[payload]
 }
 
 func (d *draft) entry(payloads ...string) uint64 {
