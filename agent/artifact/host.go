@@ -109,6 +109,8 @@ func (h *Host) Live() []Table {
 		{"scheduled_jobs", "The jobs of cron, anacron and at. Rows: ScheduledJob.", h, fillScheduledJobs},
 		{"ssh_keys", "The keys that let somebody in by SSH, by their fingerprints. Rows: SSHKey.", h, fillSSHKeys},
 		{"sudoers", "Who may become whom by sudo, as the files say. Rows: SudoRule.", h, fillSudoers},
+		{"journal", "The entries of systemd's journals, the files written last first. Rows: JournalEntry.", h, fillJournal},
+		{"audit", "The records of auditd's logs, the file written last first. Rows: AuditRecord.", h, fillAudit},
 	}
 }
 

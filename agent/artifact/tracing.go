@@ -75,6 +75,9 @@ func (h *Host) hooksOf(s *sheet, name string) error {
 	return err
 }
 
+// errEnough ends the reading of a file whose rows are cut.
+var errEnough = errors.New("enough")
+
 // fillKeys writes the table keys, of /proc/keys, which lists what the reader may
 // view.
 func fillKeys(h *Host, s *sheet) error {
