@@ -9,6 +9,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
@@ -94,14 +95,20 @@ func writeCase(dir, name string, key *custody.Key, memory []byte, ram []lime.Ran
 	if name == "damaged" {
 		object[item.Parts[0].Size+20] ^= 1
 	}
-	entry, head, err := custody.Next(evidence.JournalHead{}, time.Unix(0, 0), "opened")
+	entry, head, err := custody.Next(evidence.JournalHead{}, time.Unix(0, 0), casefile.Event{Type: casefile.CaseOpened})
 	if err != nil {
 		return err
 	}
-	manifest := evidence.Manifest{Case: name, Instance: evidence.Instance{ID: victim}, Items: []evidence.Item{item}, Journal: head}
+	tables, stored := writeTables(name)
+	manifest := evidence.Manifest{Case: name, Instance: evidence.Instance{ID: victim}, Items: append([]evidence.Item{item}, tables...), Journal: head}
 	envelope, payload, err := seal(key, manifest)
 	if err != nil {
 		return err
+	}
+	for k, body := range stored {
+		if err := put(dir, k, body); err != nil {
+			return err
+		}
 	}
 	for k, body := range map[string][]byte{item.Key: object, locker.JournalKey(name, victim, 1): entry,
 		locker.SignatureKey(name, victim): envelope, locker.ManifestKey(name, victim): payload} {
@@ -110,6 +117,34 @@ func writeCase(dir, name string, key *custody.Key, memory []byte, ram []lime.Ran
 		}
 	}
 	return nil
+}
+
+// writeTables makes a table and a bodyfile of a case, and their objects. The
+// case partial has a line that is none, the case damaged a byte that is
+// another.
+func writeTables(name string) (items []evidence.Item, objects map[string][]byte) {
+	objects = map[string][]byte{}
+	lines := "0|/etc/passwd|12|r/rrw-r--r--|0|0|5|0|1767225600.5|0|0\n"
+	if name == "partial" {
+		lines += "0|short\n"
+	}
+	for _, t := range []struct {
+		item evidence.Item
+		body string
+	}{
+		{evidence.Item{Kind: evidence.Volatile, Name: "processes", Format: evidence.JSONL}, `{"pid":7,"ppid":1,"name":"sh","exe":"/bin/sh","started":"2026-11-26T03:00:00Z"}` + "\n"},
+		{evidence.Item{Kind: evidence.Live, Name: "bodyfile", Format: evidence.Text}, lines},
+	} {
+		body := []byte(t.body)
+		part := evidence.Part{Number: 1, Size: uint64(len(body)), RawSize: uint64(len(body)), SHA256: sha256.Sum256(body)}
+		t.item.Compression, t.item.Status, t.item.Size, t.item.Parts = evidence.None, evidence.Whole, part.Size, []evidence.Part{part}
+		t.item.SHA256, t.item.Key = evidence.Composite(t.item.Parts), locker.Key(name, victim, t.item)
+		if name == "damaged" {
+			body[3] ^= 1
+		}
+		items, objects[t.item.Key] = append(items, t.item), body
+	}
+	return items, objects
 }
 
 func put(dir, name string, body []byte) error {

@@ -27,15 +27,16 @@ import (
 var version = "dev"
 
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Run the service."`
-	Case    caseCmd    `cmd:"" help:"List, show and close cases, and control what they capture."`
-	Agent   agentCmd   `cmd:"" help:"List the attached agents."`
-	Trigger triggerCmd `cmd:"" help:"Hand in a finding as if it had come from the queue."`
-	Verify  verifyCmd  `cmd:"" help:"Prove that evidence is whole and unchanged."`
-	Export  exportCmd  `cmd:"" help:"Give a case's memory image in the form that a tool wants."`
-	Symbols symbolsCmd `cmd:"" help:"Make the symbol file by which Volatility 3 reads a case's memory image."`
-	Keygen  keygenCmd  `cmd:"" help:"Make the key that signs manifests."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Serve    serveCmd    `cmd:"" help:"Run the service."`
+	Case     caseCmd     `cmd:"" help:"List, show and close cases, and control what they capture."`
+	Agent    agentCmd    `cmd:"" help:"List the attached agents."`
+	Trigger  triggerCmd  `cmd:"" help:"Hand in a finding as if it had come from the queue."`
+	Verify   verifyCmd   `cmd:"" help:"Prove that evidence is whole and unchanged."`
+	Export   exportCmd   `cmd:"" help:"Give a case's memory image in the form that a tool wants."`
+	Symbols  symbolsCmd  `cmd:"" help:"Make the symbol file by which Volatility 3 reads a case's memory image."`
+	Timeline timelineCmd `cmd:"" help:"Write the events of a case as Timesketch imports them."`
+	Keygen   keygenCmd   `cmd:"" help:"Make the key that signs manifests."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 func main() { os.Exit(run()) }
@@ -57,7 +58,7 @@ func run() int {
 	switch err := call.Run(); {
 	case err == nil:
 		return 0
-	case errors.Is(err, proof.ErrNotProven), errors.Is(err, export.ErrFault), errors.Is(err, errLacks):
+	case errors.Is(err, proof.ErrNotProven), errors.Is(err, export.ErrFault), errors.Is(err, errLacks), errors.Is(err, errTimelineLacks):
 		fmt.Fprintln(os.Stderr, "quicklime-collector:", err)
 		return 3
 	default:

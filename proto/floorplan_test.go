@@ -64,6 +64,7 @@ var plan = map[string][]string{
 	"collector/notify":      {},
 	"collector/playbook":    {"collector/casefile"},
 	"collector/proof":       {"collector/custody", "proto/evidence"},
+	"collector/timeline":    {"collector/casefile", "collector/custody", "collector/proof", "proto/evidence"},
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
 		"collector/locker", "collector/notify", "collector/playbook", "proto/evidence", "proto/wire/v1"},
 	"collector/store":           {},
