@@ -29,11 +29,7 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require (
-	github.com/google/nftables v0.3.0 // indirect
-	github.com/mdlayher/netlink v1.11.2 // indirect
-	github.com/mdlayher/socket v0.6.0 // indirect
-)
+require github.com/mdlayher/netlink v1.11.2 // indirect
 
 require (
 	github.com/aws/aws-sdk-go-v2/aws/protocol/eventstream v1.7.26 // indirect

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -43,7 +44,12 @@ type cli struct {
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
-func main() { os.Exit(run()) }
+func main() {
+	// The evidence passes beside Go's heap, which is small: to collect it twice
+	// as often costs little, and what it would grow to is a small host's.
+	debug.SetGCPercent(50)
+	os.Exit(run())
+}
 
 // errUnable says that a preflight found that nothing can be captured.
 var errUnable = errors.New("this host cannot be captured")

@@ -13,7 +13,7 @@ const (
 	partStep     = 1 << 20   // between them
 	leastMemory  = 16 << 20  // one small part must fit, whatever the host
 	smallHost    = 400 << 20 // RAM; on others two parts must,
-	twoParts     = 32 << 20  // of 12 MiB: of smaller ones, half of what is stored would be filling
+	twoParts     = 30 << 20  // of 11 MiB: of smaller ones, half of what is stored would be filling
 	mostMemory   = 256 << 20 // of all buffers
 	shareOfRAM   = 20        // they use at most one part in so many: 5 %
 	maxEncoders  = 8
@@ -32,7 +32,7 @@ type budget struct {
 }
 
 // budgetFor says how much RAM a part holds and how many may be at hand, so
-// that at most 5 % of the host's memory (32 MiB where that is less, 16 MiB
+// that at most 5 % of the host's memory (30 MiB where that is less, 16 MiB
 // below 400 MiB of RAM) and never over 256 MiB is used, and the parts are
 // 9,999 at most: S3 takes one more, and that is the seek table. On hosts of more than 2.4 TiB a single part is larger than that: S3's bound
 // wins. Each processor has an encoder; while it fills one buffer another is on
