@@ -91,10 +91,10 @@ var (
 
 // walk runs the readers, waits for them, and records the whole.
 func (b *bodyWalk) walk(ctx context.Context, root int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, b.limits.BodyTime, errBodyTime)
+	defer cancel()
 	b.ctx, b.stop = context.WithCancelCause(ctx)
 	defer b.stop(nil)
-	timer := time.AfterFunc(b.limits.BodyTime, func() { b.stop(errBodyTime) })
-	defer timer.Stop()
 	b.first(root)
 	b.readers.Wait()
 	e := Entry{Source: bodySource, Rows: b.rows, Bytes: b.bytes, SHA256: hex.EncodeToString(b.hash.Sum(nil)), Started: b.started, Ended: time.Now()}
