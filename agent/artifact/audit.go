@@ -7,14 +7,11 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Bounds of the table audit.
@@ -169,22 +166,18 @@ func (r *AuditRecord) set(name, value Text) {
 
 // fillAudit writes the table audit, the current log first.
 func fillAudit(h *Host, s *sheet) error {
-	root, err := unix.Open(h.path(), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	t, err := h.openTree(s)
 	if err != nil {
 		s.failed("/", err)
-		return nil
+		return s.ctx.Err()
 	}
-	defer unix.Close(root)
-	j := &journals{s: s, w: &walker{ctx: s.ctx, rec: s.rec, root: root}}
-	if err := j.w.refuseMounts(h, s); err != nil {
-		return err
-	}
+	defer t.close()
 	var logs []journalFile
-	for _, p := range j.w.namesOf(s, auditFolder) {
+	for _, p := range t.w.namesOf(s, auditFolder) {
 		if !strings.HasPrefix(path.Base(p), "audit.log") || len(logs) == maxAuditLogs {
 			continue
 		}
-		if n := j.open(p); n != nil {
+		if n := t.listed(p); n != nil {
 			logs = append(logs, journalFile{p, timeOf(n.stat.Mtime)})
 			n.close()
 		}
@@ -195,7 +188,7 @@ func fillAudit(h *Host, s *sheet) error {
 	slices.SortStableFunc(logs, func(a, b journalFile) int { return b.mtime.Compare(a.mtime) })
 	a := &audits{s: s, left: maxAuditBytes}
 	for _, f := range logs {
-		if err := a.file(j, f.path); err != nil {
+		if err := a.file(t, f.path); err != nil {
 			return err
 		}
 	}
@@ -209,26 +202,20 @@ type audits struct {
 	left int64 // bytes that may still be read
 }
 
-func (a *audits) file(j *journals, p string) error {
-	n := j.open(p)
+func (a *audits) file(t *tree, p string) error {
+	n := t.listed(p)
 	if n == nil {
 		return nil
 	}
-	defer n.close()
-	if !n.is(unix.S_IFREG) {
-		a.s.note(p, NoteUnread, n.kindName())
+	f, facts := t.opened(n, p)
+	if f == nil {
 		return nil
 	}
-	fd, err := n.openFile()
-	if err != nil {
-		a.s.failed(p, err)
-		return nil
-	}
-	f := os.NewFile(uintptr(fd), p)
 	defer f.Close()
-	in := bufio.NewReader(io.LimitReader(f, int64(n.stat.Size)))
+	in := bufio.NewReader(io.LimitReader(f, facts.Size))
 	var r io.Reader = in
 	if magic, _ := in.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
+		var err error
 		if r, err = gzip.NewReader(in); err != nil {
 			a.s.failed(p, err)
 			return nil

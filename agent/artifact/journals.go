@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,7 +118,7 @@ type journalFile struct {
 // journals reads journal files within the table's bounds.
 type journals struct {
 	s     *sheet
-	w     *walker
+	tree  *tree
 	files []journalFile
 	rows  int
 	bytes int
@@ -129,16 +127,13 @@ type journals struct {
 // fillJournal writes the table journal: the files written last come first,
 // each in its own order.
 func fillJournal(h *Host, s *sheet) error {
-	root, err := unix.Open(h.path(), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	t, err := h.openTree(s)
 	if err != nil {
 		s.failed("/", err)
-		return nil
+		return s.ctx.Err()
 	}
-	defer unix.Close(root)
-	j := &journals{s: s, w: &walker{ctx: s.ctx, rec: s.rec, root: root}}
-	if err := j.w.refuseMounts(h, s); err != nil {
-		return err
-	}
+	defer t.close()
+	j := &journals{s: s, tree: t}
 	for _, base := range []string{"/var/log/journal", "/run/log/journal"} {
 		j.find(base, 2) // files lie in a folder for each machine and name space
 	}
@@ -160,8 +155,8 @@ func fillJournal(h *Host, s *sheet) error {
 
 // find lists the journals below a folder.
 func (j *journals) find(base string, depth int) {
-	for _, p := range j.w.namesOf(j.s, base) {
-		n := j.open(p)
+	for _, p := range j.tree.w.namesOf(j.s, base) {
+		n := j.tree.listed(p)
 		if n == nil {
 			continue
 		}
@@ -180,41 +175,18 @@ func (j *journals) find(base string, depth int) {
 	}
 }
 
-// open takes hold of a file by its path, or records why not.
-func (j *journals) open(p string) *node {
-	dir, _, err := j.w.open(path.Dir(p))
-	if err != nil {
-		j.s.failed(p, err)
-		return nil
-	}
-	defer dir.close()
-	n, err := openNode(dir.fd, path.Base(p))
-	if err != nil {
-		j.s.failed(p, err)
-		return nil
-	}
-	return n
-}
-
 // read writes the rows of a file.
 func (j *journals) read(p string) error {
-	n := j.open(p)
+	n := j.tree.listed(p)
 	if n == nil {
 		return nil
 	}
-	defer n.close()
-	if !n.is(unix.S_IFREG) {
-		j.s.note(p, NoteUnread, n.kindName())
+	in, facts := j.tree.opened(n, p)
+	if in == nil {
 		return nil
 	}
-	fd, err := n.openFile()
-	if err != nil {
-		j.s.failed(p, err)
-		return nil
-	}
-	in := os.NewFile(uintptr(fd), p)
 	defer in.Close()
-	file, err := journal.Open(in, int64(n.stat.Size))
+	file, err := journal.Open(in, facts.Size)
 	if err != nil {
 		j.s.failed(p, err)
 		return nil

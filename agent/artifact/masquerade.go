@@ -51,11 +51,8 @@ func (r *processReader) brief(pid int) (*Process, error) {
 		return nil, err
 	}
 	defer dir.close()
-	p := &Process{PID: pid}
-	if r.buf, _, err = dir.read("stat", r.buf, maxPath); err != nil {
-		return nil, err
-	}
-	if err := parseStat(r.buf, p); err != nil {
+	p, err := r.readStat(dir, pid)
+	if err != nil {
 		return nil, err
 	}
 	if target, err := dir.link("exe"); err == nil {

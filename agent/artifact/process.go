@@ -119,11 +119,8 @@ func (r *processReader) read(pid int) (*Process, error) {
 		return nil, err
 	}
 	defer dir.close()
-	p := &Process{PID: pid}
-	if r.buf, _, err = dir.read("stat", r.buf, maxPath); err != nil {
-		return nil, err
-	}
-	if err := parseStat(r.buf, p); err != nil {
+	p, err := r.readStat(dir, pid)
+	if err != nil {
 		return nil, err
 	}
 	p.Started = p.startedSince(r.booted)
@@ -133,6 +130,15 @@ func (r *processReader) read(pid int) (*Process, error) {
 	r.readExe(dir, p)
 	r.readName(dir, p)
 	return p, nil
+}
+
+// readStat begins a row.
+func (r *processReader) readStat(dir procDir, pid int) (p *Process, err error) {
+	if r.buf, _, err = dir.read("stat", r.buf, maxPath); err != nil {
+		return nil, err
+	}
+	p = &Process{PID: pid}
+	return p, parseStat(r.buf, p)
 }
 
 func (r *processReader) readStatus(dir procDir, p *Process) {

@@ -1,7 +1,6 @@
 package artifact
 
 import (
-	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
@@ -42,29 +41,13 @@ func startChild(t *testing.T, remove bool, environ ...string) (pid int, path, su
 	if err := os.WriteFile(path, self, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "first", "", "last\xff")
-	cmd.Env = append(environ, childVariable+"=1")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { in.Close(); cmd.Wait() })
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		t.Fatalf("the child said %q, %v", line, err)
-	}
+	pid = plant(t, exec.Command(path, "first", "", "last\xff"), environ...)
 	if remove {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return cmd.Process.Pid, path, hex.EncodeToString(hash[:])
+	return pid, path, hex.EncodeToString(hash[:])
 }
 
 func processOf(t *testing.T, all []Process, pid int) Process {

@@ -176,6 +176,17 @@ func (t *tree) file(at string, limit int) *treeFile {
 	return f
 }
 
+// listed takes hold of a file that a folder has just named; nil is on record,
+// also where the file is gone.
+func (t *tree) listed(at string) *node {
+	n, err := t.node(at)
+	if err != nil {
+		t.s.failed(at, err)
+		return nil
+	}
+	return n
+}
+
 // open opens a regular file for reading by offset, no link followed; nil is no
 // such file, or on record.
 func (t *tree) open(at string) (*os.File, FileFacts) {
@@ -186,6 +197,11 @@ func (t *tree) open(at string) (*os.File, FileFacts) {
 		}
 		return nil, FileFacts{}
 	}
+	return t.opened(n, at)
+}
+
+// opened opens what is held, and lets go of it; nil is on record.
+func (t *tree) opened(n *node, at string) (*os.File, FileFacts) {
 	defer n.close()
 	if !n.is(unix.S_IFREG) {
 		t.s.note(at, NoteUnread, n.kindName())

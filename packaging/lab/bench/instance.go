@@ -92,7 +92,7 @@ func (g *instance) boot(ctx context.Context, dir string) error {
 			return err
 		}
 		scratch := filepath.Join(dir, "scratch.img")
-		if err := makeDisk(ctx, scratch, scratchSize); err != nil {
+		if err := guest.MakeDisk(ctx, scratch, scratchSize); err != nil {
 			return err
 		}
 		cfg.Disks = []guest.Disk{{Path: tools, ReadOnly: true}, {Path: scratch}}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
+
+	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
 )
 
 // toolsVersion numbers the way the disk is made; another is made anew.
@@ -76,11 +76,11 @@ func fillTools(ctx context.Context, work string) error {
 			return err
 		}
 	}
-	size, err := treeSize(root)
+	size, err := guest.TreeSize(root)
 	if err != nil {
 		return err
 	}
-	return makeDisk(ctx, filepath.Join(work, "disk.img"), size+size/4+slack, "-d", root)
+	return guest.MakeDisk(ctx, filepath.Join(work, "disk.img"), size+size/4+slack, "-d", root)
 }
 
 // compileTools does what the packages' scripts would have done: without
@@ -94,39 +94,5 @@ func compileTools(ctx context.Context, root string) error {
 		return errors.Join(errors.New("the packages hold no Python"), err)
 	}
 	_, err = command(ctx, root, []string{"PYTHONHOME=" + filepath.Join(root, "usr")}, filepath.Join(root, "lib64/ld-linux-x86-64.so.2"), append(python, found...)...)
-	return err
-}
-
-// treeSize adds up the files below a folder, each in whole blocks.
-func treeSize(root string) (int64, error) {
-	const block = 4096
-	var size int64
-	err := filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		size += (info.Size() + block) / block * block
-		return nil
-	})
-	return size, err
-}
-
-// makeDisk makes a file system in a sparse file of so many bytes.
-func makeDisk(ctx context.Context, path string, size int64, options ...string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
-		return err
-	}
-	_, err = command(ctx, "", nil, "mke2fs", append(append([]string{"-q", "-t", "ext4", "-F"}, options...), path)...)
-	if err != nil && strings.Contains(err.Error(), "not found") {
-		err = fmt.Errorf("%w; install e2fsprogs", err)
-	}
 	return err
 }

@@ -72,20 +72,11 @@ func makeDebian(ctx context.Context, work string, log *slog.Logger) error {
 	if err := furnish(ctx, root); err != nil {
 		return err
 	}
-	size, err := treeBytes(root)
+	size, err := TreeSize(root)
 	if err != nil {
 		return err
 	}
-	image := filepath.Join(work, "image")
-	f, err := os.Create(image)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Truncate(size+rootSlack), f.Close()); err != nil {
-		return err
-	}
-	_, err = output(ctx, work, "mke2fs", "-q", "-t", "ext4", "-F", "-d", root, image)
-	return err
+	return MakeDisk(ctx, filepath.Join(work, "image"), size+rootSlack, "-d", root)
 }
 
 // debianMirror is where this host gets its own packages from.
@@ -136,22 +127,4 @@ func furnish(ctx context.Context, root string) error {
 	}
 	wants := filepath.Join(root, "etc/systemd/system/timers.target.wants")
 	return errors.Join(os.MkdirAll(wants, 0o755), os.Symlink("../sys-sync.timer", filepath.Join(wants, "sys-sync.timer")))
-}
-
-// treeBytes adds up the files below a folder, each in whole blocks.
-func treeBytes(root string) (int64, error) {
-	const block = 4096
-	var size int64
-	err := filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		size += (info.Size() + block) / block * block
-		return nil
-	})
-	return size, err
 }
