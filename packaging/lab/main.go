@@ -23,7 +23,7 @@ import (
 
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Run the main job, from a finding to a sealed case, and check it."`
-	Bench   benchCmd   `cmd:"" help:"Measure a memory capture, a line for each figure: name value unit."`
+	Bench   benchCmd   `cmd:"" help:"Measure a capture, a line for each figure: name value unit."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
 	Crowd   crowdCmd   `cmd:"" name:"crowd" help:"Make a busy host in this process's namespaces, and measure on it; bench starts it." hidden:""`
 	Hold    holdCmd    `cmd:"" name:"hold" help:"Hold sockets for a busy host." hidden:""`
