@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // coreOf takes the memory of a process, and gives its core and gaps.
@@ -33,11 +31,23 @@ func coreOf(t *testing.T, h *Host, pid int) (core, gaps []byte, e Entry) {
 	return all[0].data, all[1].data, e
 }
 
+// startSmall runs testdata/small, and gives its PID.
+func startSmall(t *testing.T, environ ...string) int {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "small")
+	build := exec.Command("go", "build", "-o", program, "./testdata/small")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	return plant(t, exec.Command(program), environ...)
+}
+
 // A secret in another process's memory, its environment, lies in the core at
 // the address where that process has it.
 func TestACoreHoldsAChildsSecretAtItsAddress(t *testing.T) {
 	secret := "PLANTED=quicklime " + t.TempDir()
-	pid, _, _ := startChild(t, false, secret)
+	pid := startSmall(t, secret)
 	core, _, e := coreOf(t, new(Host), pid)
 	f, err := elf.NewFile(bytes.NewReader(core))
 	if err != nil {
@@ -81,7 +91,7 @@ func TestReadelfReadsACore(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	pid, _, _ := startChild(t, false)
+	pid := startSmall(t)
 	core, _, _ := coreOf(t, new(Host), pid)
 	path := filepath.Join(t.TempDir(), "core")
 	if err := os.WriteFile(path, core, 0o600); err != nil {
@@ -100,14 +110,8 @@ func TestReadelfReadsACore(t *testing.T) {
 
 // A mapping beyond its file's end cannot be read: zeros, and on record.
 func TestACoreListsItsGaps(t *testing.T) {
-	fd := memfd(t, "short", []byte("x"))
 	const pages = 4
-	mapped, err := unix.Mmap(fd, 0, pages*os.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(mapped)
-	_, gaps, e := coreOf(t, new(Host), os.Getpid())
+	_, gaps, e := coreOf(t, new(Host), startSmall(t))
 	var total, here uint64
 	for line := range bytes.Lines(gaps) {
 		var g Gap
@@ -125,7 +129,7 @@ func TestACoreListsItsGaps(t *testing.T) {
 }
 
 func TestACoreIsCapped(t *testing.T) {
-	pid, _, _ := startChild(t, false)
+	pid := startSmall(t)
 	core, _, e := coreOf(t, &Host{Limits: Limits{ProcessBytes: 1 << 20}}, pid)
 	f, err := elf.NewFile(bytes.NewReader(core))
 	if err != nil {
