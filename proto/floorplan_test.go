@@ -18,6 +18,7 @@ const module = "github.com/quicklime-ir/quicklime/"
 // room or a new arrow is a decision: it is taken here, in sight of everyone.
 // The doors, agent and collector, may enter every room on their own side.
 var plan = map[string][]string{
+	"proto/iomem":                 {"proto/lime"},
 	"proto/lime":                  {},
 	"proto/seekable":              {},
 	"proto/evidence":              {"proto/lime", "proto/seekable"},
@@ -37,9 +38,9 @@ var plan = map[string][]string{
 	"agent/artifact/packages":   {},
 	"agent/artifact/sqlite":     {},
 	"agent/artifact/unit":       {},
-	"agent/memory":              {"proto/evidence", "proto/lime"},
+	"agent/memory":              {"proto/evidence", "proto/iomem", "proto/lime"},
 	"agent/pack":                {"proto/evidence", "proto/lime", "proto/seekable"},
-	"agent/preflight":           {"agent/memory"},
+	"agent/preflight":           {"agent/memory", "proto/iomem"},
 	"agent/session":             {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
 	"agent/symbols":             {},
 	"agent/throttle":            {},
@@ -63,7 +64,7 @@ var plan = map[string][]string{
 	"collector/locker":      {"proto/evidence"},
 	"collector/notify":      {},
 	"collector/playbook":    {"collector/casefile"},
-	"collector/proof":       {"collector/custody", "proto/evidence"},
+	"collector/proof":       {"collector/custody", "proto/evidence", "proto/iomem", "proto/lime"},
 	"collector/timeline":    {"collector/casefile", "collector/custody", "collector/proof", "proto/evidence"},
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
 		"collector/locker", "collector/notify", "collector/playbook", "proto/evidence", "proto/wire/v1"},
