@@ -23,7 +23,9 @@ func TestTheProgramIsDropped(t *testing.T) {
 
 func TestOnlyCleanPagesOfFilesAreDropped(t *testing.T) {
 	const rest = "Size:                  4 kB\nRss:                   4 kB\n"
-	entry := func(line, anonymous string) string { return line + "\n" + rest + "Anonymous:             " + anonymous + " kB\nVmFlags: rd\n" }
+	entry := func(line, anonymous string) string {
+		return line + "\n" + rest + "Anonymous:             " + anonymous + " kB\nVmFlags: rd\n"
+	}
 	smaps := entry("00400000-00401000 r-xp 00000000 08:02 173521 /usr/bin/a b", "0") +
 		entry("00401000-00402000 r--p 00001000 08:02 173521 /usr/bin/a b", "4") + // relocated, then protected
 		entry("00402000-00403000 rw-p 00002000 08:02 173521 /usr/bin/a b", "0") +
