@@ -29,7 +29,7 @@ func (h *Host) openTree(s *sheet) (*tree, error) {
 		return nil, &os.PathError{Op: "open", Path: "/", Err: err}
 	}
 	w := &walker{ctx: s.ctx, rec: s.rec, root: root}
-	if err := w.refuseMounts(h, s); err != nil {
+	if err := w.refuseMounts(h.path("proc/self/mountinfo"), s); err != nil {
 		unix.Close(root)
 		return nil, err
 	}
@@ -140,6 +140,17 @@ func (t *tree) file(at string, limit int) *treeFile {
 		t.s.note(at, NoteCut, fmt.Sprintf("the first %d bytes are read", limit))
 	}
 	return f
+}
+
+// lines gives each line of a file to do, as a sheet's does. A file that is not
+// there has none.
+func (t *tree) lines(at string, do func(line []byte) error) error {
+	in, _, _ := t.openLinked(at)
+	if in == nil {
+		return nil
+	}
+	defer in.Close()
+	return t.s.linesOf(at, in, do)
 }
 
 // openLinked opens a regular file; not found is no such file, a folder, or on
