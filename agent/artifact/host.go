@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,6 +23,11 @@ type Host struct {
 	Version     string // of the agent, as the files' log tells it
 
 	hung atomic.Int32 // reads that were given up and have not returned
+
+	recent struct {
+		sync.Mutex
+		holders *holders // what the last walk over all descriptors found, without the sockets
+	}
 }
 
 // Limits bound a collection. A zero is the default.
@@ -122,6 +128,10 @@ func (t Table) Write(ctx context.Context, w io.Writer, rec *Record) error {
 	err := t.fill(t.host, s)
 	return s.close(err)
 }
+
+// running tells whether the files are those of the running host, so that its
+// kernel can be asked about it.
+func (h *Host) running() bool { return h.path() == "/" }
 
 // path gives the place of a file of the host.
 func (h *Host) path(elem ...string) string {

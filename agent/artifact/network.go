@@ -50,7 +50,7 @@ type Interface struct {
 // perNamespace writes a row for each line of a file of every network
 // namespace that parse has one for; the heading is skipped by having none.
 func perNamespace[R any](h *Host, s *sheet, file string, parse func(line []byte) *R, place func(*R, namespace)) error {
-	spaces, err := h.namespaces(s, "net")
+	spaces, err := h.netSpaces(s)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func parseARP(line []byte) *Neighbour {
 
 // fillInterfaces writes the table interfaces.
 func fillInterfaces(h *Host, s *sheet) error {
-	spaces, err := h.namespaces(s, "net")
+	spaces, err := h.netSpaces(s)
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,8 @@ func eachName(fd int, path string, limit int, do func(name string) error) (more 
 // namespace is one namespace of some kind, and processes that are in it.
 type namespace struct {
 	id   uint64
-	pids []int // at most witnesses of them, ascending
+	pids []int  // at most witnesses of them, ascending
+	file string // that holds it, where no process is in it
 }
 
 // witnesses is how many processes of a namespace are kept, as any of them may
@@ -229,6 +230,10 @@ func parseTag(target, kind string) (uint64, error) {
 // throughNamespace opens the file name of the first process of ns that is
 // still there, and gives its lines to do.
 func (h *Host) throughNamespace(s *sheet, ns namespace, name string, do func(line []byte) error) error {
+	if len(ns.pids) == 0 {
+		s.note("/proc/*/"+name, NoteNone, fmt.Sprintf("no process is in namespace %d, which %s holds", ns.id, ns.file))
+		return nil
+	}
 	shown := fmt.Sprintf("/proc/%d/%s", ns.pids[0], name)
 	for _, pid := range ns.pids {
 		f, err := openRegular(h.path("proc", strconv.Itoa(pid), name))

@@ -18,10 +18,14 @@ import (
 const childVariable = "ARTIFACT_TEST_CHILD"
 
 // child says that it is there, and waits until its standard input ends. Where
-// overVariable names a process it first mounts an empty folder over that one's.
+// overVariable names a process it first mounts an empty folder over that one's;
+// where talkVariable is set it talks to itself.
 func child() {
 	if over := os.Getenv(overVariable); over != "" {
 		hideProcess(over)
+	}
+	if os.Getenv(talkVariable) != "" {
+		talk()
 	}
 	os.Stdout.WriteString("ready\n")
 	io.Copy(io.Discard, os.Stdin)
