@@ -117,35 +117,26 @@ func (h *Host) fillSpace(s *sheet, ns namespace, kinds []socketKind, held *holde
 // there is to have: if not, nothing was written, and the file is to be read.
 // It fails only when the table's place or context does.
 func (k *socketKind) ask(s *sheet, conn *netlink.Conn, ns namespace, held *holders) (told bool, err error) {
-	var stop error
-	rows := 0
-	shown := fmt.Sprintf("sock_diag %s of network namespace %d", k.name, ns.id)
+	a := &answer{s: s, shown: fmt.Sprintf("sock_diag %s of network namespace %d", k.name, ns.id)}
 	err = k.dump(s.ctx, conn, func(row *Socket) error {
-		rows++
 		row.Kind, row.NetNS = k.name, ns.id
 		held.own(row)
-		stop = s.put(row)
-		return stop
-	}, func(odd error) { s.note(shown, NoteOdd, odd.Error()) })
-	switch {
-	case stop != nil || s.ctx.Err() != nil:
-		return true, errors.Join(stop, s.ctx.Err())
-	case errors.Is(err, netlink.ErrChanged):
-		s.note(shown, NoteChanged, err.Error())
-	case err != nil && rows > 0:
-		s.failed(shown, err)
-	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT):
+		return a.put(row)
+	}, a.odd)
+	if a.rows == 0 && noList(err) {
 		k.fallBack(s, fmt.Errorf("this kernel's sock_diag does not list %s: %s", k.name, errnoName(err)))
 		return false, nil
-	case err != nil:
-		s.failed(shown, err)
-		return false, nil
 	}
-	return true, nil
+	return a.end(err)
 }
 
-// diagStates name the states of linux/net/tcp_states.h, which sock_diag uses
-// for every family.
+// noList tells whether the kernel says that it has no such list.
+func noList(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT)
+}
+
+// diagState names a state of linux/net/tcp_states.h, which sock_diag uses for
+// every family.
 func diagState(kind string, n uint8) string {
 	const boundInactive = 13
 	if n == boundInactive {
