@@ -18,7 +18,7 @@ import (
 
 // netSpaces lists the network namespaces: those that a process is in, and on
 // the running host also those that are kept by a name in /run/netns, by another
-// mount that process 1 sees, or by a descriptor that the last walk came across.
+// mount that the agent sees, or by a descriptor that the last walk came across.
 // One that only a thread other than a process's first is in, or a socket, is
 // not seen.
 func (h *Host) netSpaces(s *sheet) ([]namespace, error) {
@@ -42,10 +42,10 @@ func (h *Host) netSpaces(s *sheet) ([]namespace, error) {
 			f.Close()
 		}
 	}
-	err = s.lines(h.path("proc/1/mountinfo"), func(line []byte) error {
+	err = s.lines(h.path("proc/self/mountinfo"), func(line []byte) error {
 		if m := parseMount(line); m != nil && m.Type == "nsfs" {
 			id, _ := parseTag(string(m.Root), "net")
-			add(id, h.path("proc/1/root", string(m.Point)))
+			add(id, h.path(string(m.Point)))
 		}
 		return nil
 	})
@@ -84,7 +84,7 @@ func (h *Host) namedSpaces(s *sheet) []string {
 // a FIFO or a device, is not opened.
 func openSpace(path string) (*os.File, error) {
 	flags := unix.O_PATH | unix.O_CLOEXEC
-	if !strings.HasPrefix(path, "/proc/") || strings.HasPrefix(path, "/proc/1/root/") {
+	if !strings.HasPrefix(path, "/proc/") {
 		flags |= unix.O_NOFOLLOW
 	}
 	at, err := unix.Open(path, flags, 0)

@@ -234,21 +234,30 @@ func (h *Host) throughNamespace(s *sheet, ns namespace, name string, do func(lin
 		s.note("/proc/*/"+name, NoteNone, fmt.Sprintf("no process is in namespace %d, which %s holds", ns.id, ns.file))
 		return nil
 	}
+	f, _, err := h.openThrough(ns, name)
 	shown := fmt.Sprintf("/proc/%d/%s", ns.pids[0], name)
-	for _, pid := range ns.pids {
-		f, err := openRegular(h.path("proc", strconv.Itoa(pid), name))
-		if gone(err) {
-			continue
-		}
-		if err != nil {
-			s.failed(shown, err)
-			return nil
-		}
-		defer f.Close()
-		return s.linesOf(shown, f, do)
+	switch {
+	case gone(err):
+		s.note(shown, NoteNone, "")
+		return nil
+	case err != nil:
+		s.failed(shown, err)
+		return nil
 	}
-	s.note(shown, NoteNone, "")
-	return nil
+	defer f.Close()
+	return s.linesOf(shown, f, do)
+}
+
+// openThrough opens the file name of the first process of ns that is still
+// there, and tells which one that is.
+func (h *Host) openThrough(ns namespace, name string) (f *os.File, pid int, err error) {
+	for _, pid = range ns.pids {
+		f, err = openRegular(h.path("proc", strconv.Itoa(pid), name))
+		if !gone(err) {
+			break
+		}
+	}
+	return f, pid, err
 }
 
 // booted tells when the host started, by its wall clock as it is now set and
