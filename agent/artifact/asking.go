@@ -52,7 +52,8 @@ func (a *answer) end(err error) (told bool, _ error) {
 type question func(a *answer, c *netlink.Conn, ns namespace) error
 
 // eachNetSpace asks a question in every network namespace. Where it cannot be
-// asked, or on another host's root, otherwise does what it can; nil is nothing.
+// asked, as it is nil or the root another host's, otherwise does what it can; nil
+// is nothing.
 func (h *Host) eachNetSpace(s *sheet, protocol int, what string, ask question, otherwise func(namespace) error) error {
 	spaces, err := h.netSpaces(s)
 	if err != nil {
@@ -63,7 +64,7 @@ func (h *Host) eachNetSpace(s *sheet, protocol int, what string, ask question, o
 	}
 	for _, ns := range spaces {
 		told := false
-		if h.running() {
+		if h.running() && ask != nil {
 			a := &answer{s: s, shown: fmt.Sprintf("%s of network namespace %d", what, ns.id)}
 			if told, err = a.ask(h, protocol, ask, ns); err != nil {
 				return err

@@ -19,10 +19,17 @@ const childVariable = "ARTIFACT_TEST_CHILD"
 
 // child says that it is there, and waits until its standard input ends. Where
 // overVariable names a process it first mounts an empty folder over that one's;
-// where talkVariable is set it talks to itself.
+// where filterVariable is set it plants a packet filter, where talkVariable is
+// it talks to itself.
 func child() {
 	if over := os.Getenv(overVariable); over != "" {
 		hideProcess(over)
+	}
+	if os.Getenv(filterVariable) != "" {
+		if err := plantFilter(); err != nil {
+			os.Stdout.WriteString("cannot plant a packet filter: " + err.Error() + "\n")
+			os.Exit(1)
+		}
 	}
 	if os.Getenv(talkVariable) != "" {
 		talk()
