@@ -26,7 +26,9 @@ type Host struct {
 
 	recent struct {
 		sync.Mutex
-		holders *holders // what the last walk over all descriptors found, without the sockets
+		holders  *holders // what the last walk over all descriptors found, without the sockets
+		spaces   []namespace
+		spacesAt time.Time
 	}
 }
 

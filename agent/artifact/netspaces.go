@@ -10,18 +10,41 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact/netlink"
 )
 
-// netSpaces lists the network namespaces: those that a process is in, and on
+// spacesLast is how long a list of network namespaces is good for the tables that
+// follow: to look at each process for each of them would take as long as they do.
+const spacesLast = 10 * time.Second
+
+// netSpaces gives the network namespaces, on the running host as they were at
+// most spacesLast ago.
+func (h *Host) netSpaces(s *sheet) ([]namespace, error) {
+	h.recent.Lock()
+	spaces, at := h.recent.spaces, h.recent.spacesAt
+	h.recent.Unlock()
+	if h.running() && time.Since(at) < spacesLast {
+		return spaces, s.ctx.Err()
+	}
+	spaces, err := h.listNetSpaces(s)
+	if err == nil {
+		h.recent.Lock()
+		defer h.recent.Unlock()
+		h.recent.spaces, h.recent.spacesAt = spaces, time.Now()
+	}
+	return spaces, err
+}
+
+// listNetSpaces lists the network namespaces: those that a process is in, and on
 // the running host also those that are kept by a name in /run/netns, by another
 // mount that the agent sees, or by a descriptor that the last walk came across.
 // One that only a thread other than a process's first is in, or a socket, is
 // not seen.
-func (h *Host) netSpaces(s *sheet) ([]namespace, error) {
+func (h *Host) listNetSpaces(s *sheet) ([]namespace, error) {
 	all, err := h.namespaces(s, "net")
 	if err != nil || !h.running() {
 		return all, err
