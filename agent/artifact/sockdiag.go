@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +18,7 @@ import (
 // linux/bpf_common.h, 4,096 instructions.
 const maxFilter = 4096 * 8
 
-// socketDump lists the sockets of one kind.
+// socketDump lists the sockets of one kind. A row is do's until it returns.
 type socketDump func(ctx context.Context, c *netlink.Conn, do func(*Socket) error, odd func(error)) error
 
 // socketKind is one kind of sockets, and how to list them.
@@ -154,14 +153,19 @@ func inetDump(family uint8, protocol uint32) socketDump {
 		kind = "udp"
 	}
 	return func(ctx context.Context, c *netlink.Conn, do func(*Socket) error, odd func(error)) error {
-		return sockdiag.Inets(ctx, c, family, protocol, func(in *sockdiag.Inet) error { return do(inetRow(kind, in)) }, odd)
+		row := new(Socket) // one for all, as there may be 100,000
+		return sockdiag.Inets(ctx, c, family, protocol, func(in *sockdiag.Inet) error {
+			row.fromInet(kind, in)
+			return do(row)
+		}, odd)
 	}
 }
 
-func inetRow(kind string, in *sockdiag.Inet) *Socket {
-	row := &Socket{
+func (row *Socket) fromInet(kind string, in *sockdiag.Inet) {
+	*row = Socket{
+		Owners:  row.Owners[:0],
 		State:   diagState(kind, in.State),
-		LocalIP: plainIP(in.Local), LocalPort: in.Local.Port(), RemoteIP: plainIP(in.Remote), RemotePort: in.Remote.Port(),
+		LocalIP: in.Local.Addr().String(), LocalPort: in.Local.Port(), RemoteIP: in.Remote.Addr().String(), RemotePort: in.Remote.Port(),
 		SendQueue: uint64(in.SendQ), RecvQueue: uint64(in.RecvQ), IfIndex: int(in.Interface), UID: &in.UID, Inode: uint64(in.Inode),
 		Cookie: in.Cookie, CgroupID: in.Cgroup, Mark: in.Mark, Congestion: in.Congestion, ULP: in.ULP,
 	}
@@ -176,10 +180,7 @@ func inetRow(kind string, in *sockdiag.Inet) *Socket {
 			MTU: t.MTU, Window: t.Window, Retransmitted: t.TotalRetransmit, SegmentsOut: t.SegsOut, SegmentsIn: t.SegsIn,
 			BytesSent: t.Sent, BytesAcked: t.Acked, BytesReceived: t.Received}
 	}
-	return row
 }
-
-func plainIP(end netip.AddrPort) string { return end.Addr().String() }
 
 func unixDump(ctx context.Context, c *netlink.Conn, do func(*Socket) error, odd func(error)) error {
 	return sockdiag.Unixes(ctx, c, func(u *sockdiag.Unix) error { return do(unixRow(u)) }, odd)
