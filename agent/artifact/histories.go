@@ -3,6 +3,7 @@ package artifact
 import (
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"strings"
 	"time"
@@ -13,7 +14,7 @@ import (
 // Bounds of the table shell_history.
 const (
 	maxHistoryRows  = 1_000_000
-	maxHistoryFile  = 100_000 // rows of one file, of which the last are the newest
+	maxHistoryBytes = 8 << 20 // of one file, its last: those are the newest
 	maxHistoryFiles = 10_000
 )
 
@@ -94,14 +95,23 @@ func (t *tree) history(at string, user Text, left *int) error {
 		return nil
 	}
 	defer in.Close()
-	room := min(*left, maxHistoryFile)
+	skipped := facts.Size > maxHistoryBytes
+	if skipped {
+		t.s.note(at, NoteCut, fmt.Sprintf("the last %d bytes are read", maxHistoryBytes))
+		if _, err := in.Seek(-maxHistoryBytes, io.SeekEnd); err != nil {
+			t.s.failed(at, err)
+			return nil
+		}
+	}
 	err := history.Read(in, history.FormatOf(path.Base(at)), func(c history.Command) error {
-		if room == 0 {
+		if *left == 0 {
 			return errEnoughRows
 		}
-		room--
 		*left--
 		row := HistoryCommand{User: user, FileFacts: facts, Line: c.Line, Seconds: int64(c.Took.Seconds()), Command: Text(c.Text), Cut: c.Cut}
+		if skipped {
+			row.Line = 0
+		}
 		if !c.Time.IsZero() {
 			row.Time = &c.Time
 		}
@@ -114,7 +124,7 @@ func (t *tree) history(at string, user Text, left *int) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errEnoughRows):
-		t.s.note(at, NoteCut, "more than its share of commands")
+		t.s.note(at, NoteCut, fmt.Sprintf("more than %d commands", maxHistoryRows))
 		return nil
 	case errors.Is(err, errPut):
 		return err

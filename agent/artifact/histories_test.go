@@ -3,6 +3,7 @@ package artifact
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,6 +41,19 @@ func TestShellHistory(t *testing.T) {
 		t.Error(diff)
 	}
 	if e := find(t, record, "/home/gone/.bash_history"); e.Note != NoteUnread || e.Detail != "a link to /dev/null" {
+		t.Errorf("on record is %+v", e)
+	}
+}
+
+// TestALongHistoryIsReadFromItsEnd, where the newest commands are.
+func TestALongHistoryIsReadFromItsEnd(t *testing.T) {
+	root := t.TempDir()
+	place(t, root, map[string]string{"root/.bash_history": "first\n" + strings.Repeat(strings.Repeat("x", 999)+"\n", maxHistoryBytes/1000+100) + "last\n"})
+	got, record := table[HistoryCommand](t, &Host{Root: root}, "shell_history")
+	if n := len(got); n == 0 || got[n-1].Command != "last" || got[0].Command == "first" || got[0].Line != 0 {
+		t.Errorf("%d commands", n)
+	}
+	if e := find(t, record, "/root/.bash_history"); e.Note != NoteCut {
 		t.Errorf("on record is %+v", e)
 	}
 }
