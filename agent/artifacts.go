@@ -8,7 +8,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact"
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // artifactFlags add to what is collected of files.
@@ -26,7 +26,7 @@ func (f artifactFlags) files(log *slog.Logger) ([]definition.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, refused := range artifact.LoadDefinitions(artifact.Embedded(), files).Refused {
+	for _, refused := range definition.Load(artifact.Embedded(), files).Refused {
 		log.Warn("artifact definition refused", "reason", refused.Error())
 	}
 	return files, nil
@@ -44,7 +44,7 @@ type listCmd struct{ artifactFlags }
 func (f artifactFlags) set(log *slog.Logger) (own, more *definition.Set, err error) {
 	files, err := f.files(log)
 	own = artifact.Embedded()
-	return own, artifact.LoadDefinitions(own, files), err
+	return own, definition.Load(own, files), err
 }
 
 // Run prints a line for each definition: its name, and what it holds.
@@ -127,7 +127,7 @@ func (c *checkCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	set := artifact.LoadDefinitions(artifact.Embedded(), files)
+	set := definition.Load(artifact.Embedded(), files)
 	for _, refused := range set.Refused {
 		if _, err := fmt.Fprintln(out, printable(refused.Error())); err != nil {
 			return err

@@ -18,6 +18,7 @@ const module = "github.com/quicklime-ir/quicklime/"
 // room or a new arrow is a decision: it is taken here, in sight of everyone.
 // The doors, agent and collector, may enter every room on their own side.
 var plan = map[string][]string{
+	"proto/definition":            {},
 	"proto/lime":                  {},
 	"proto/seekable":              {},
 	"proto/evidence":              {"proto/lime", "proto/seekable"},
@@ -25,25 +26,24 @@ var plan = map[string][]string{
 	"proto/identity/identitytest": {"proto/identity"}, // for tests
 	"proto/wire/v1":               {"proto/evidence", "proto/lime", "proto/seekable"},
 
-	"agent/acquire": {"agent/arena", "agent/artifact", "agent/artifact/definition", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
-		"proto/evidence", "proto/lime", "proto/seekable"},
-	"agent/arena":               {},
-	"agent/artifact":            {"agent/artifact/command", "agent/artifact/container", "agent/artifact/crontab", "agent/artifact/definition", "agent/artifact/journal", "agent/artifact/packages", "agent/artifact/sqlite", "agent/artifact/unit"},
-	"agent/artifact/container":  {},
-	"agent/artifact/command":    {},
-	"agent/artifact/crontab":    {},
-	"agent/artifact/definition": {},
-	"agent/artifact/journal":    {},
-	"agent/artifact/packages":   {},
-	"agent/artifact/sqlite":     {},
-	"agent/artifact/unit":       {},
-	"agent/memory":              {"proto/evidence", "proto/lime"},
-	"agent/pack":                {"proto/evidence", "proto/lime", "proto/seekable"},
-	"agent/preflight":           {"agent/memory"},
-	"agent/session":             {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
-	"agent/symbols":             {},
-	"agent/throttle":            {},
-	"agent/upload":              {"agent/pack", "agent/throttle"},
+	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
+		"proto/definition", "proto/evidence", "proto/lime", "proto/seekable"},
+	"agent/arena":              {},
+	"agent/artifact":           {"agent/artifact/command", "agent/artifact/container", "agent/artifact/crontab", "agent/artifact/journal", "agent/artifact/packages", "agent/artifact/sqlite", "agent/artifact/unit", "proto/definition"},
+	"agent/artifact/container": {},
+	"agent/artifact/command":   {},
+	"agent/artifact/crontab":   {},
+	"agent/artifact/journal":   {},
+	"agent/artifact/packages":  {},
+	"agent/artifact/sqlite":    {},
+	"agent/artifact/unit":      {},
+	"agent/memory":             {"proto/evidence", "proto/lime"},
+	"agent/pack":               {"proto/evidence", "proto/lime", "proto/seekable"},
+	"agent/preflight":          {"agent/memory"},
+	"agent/session":            {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
+	"agent/symbols":            {},
+	"agent/throttle":           {},
+	"agent/upload":             {"agent/pack", "agent/throttle"},
 
 	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
 

@@ -1,9 +1,13 @@
 package artifact
 
 import (
+	"embed"
+	"errors"
+	"io/fs"
+	"path"
 	"time"
 
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // Definition is what to collect of one artifact on this host: its sources that
@@ -51,17 +55,23 @@ var limits = map[string]struct {
 	"Initramfs":              {anyonesFile, 0, false},
 }
 
+//go:embed embedded/*.yaml
+var embedded embed.FS
+
 // Embedded gives the agent's own definitions, the most volatile first, which is
 // the order to collect them in.
-func Embedded() *definition.Set { return LoadDefinitions(nil, definition.Embedded()) }
-
-// LoadDefinitions reads files of definitions, whose groups may name those of
-// base too.
-func LoadDefinitions(base *definition.Set, files []definition.File) *definition.Set {
-	return definition.Load(base, files, func(p string) error {
-		_, err := parsePattern(p)
-		return err
-	})
+func Embedded() *definition.Set {
+	var files []definition.File
+	names, err := fs.Glob(embedded, "embedded/*.yaml")
+	for _, name := range names {
+		content, e := embedded.ReadFile(name)
+		err = errors.Join(err, e)
+		files = append(files, definition.File{Name: path.Base(name), YAML: content})
+	}
+	if err != nil {
+		panic(err) // the binary holds them, so this cannot be
+	}
+	return definition.Load(nil, files)
 }
 
 // Definitions lists what is collected without being told more.
@@ -80,7 +90,7 @@ func Added(files []definition.File, rec *Record) []Definition {
 	if len(files) == 0 {
 		return nil
 	}
-	set := LoadDefinitions(Embedded(), files)
+	set := definition.Load(Embedded(), files)
 	for _, refused := range set.Refused {
 		now := time.Now()
 		rec.Add(Entry{Source: "definitions", Path: clip(refused.File, maxPath), Error: clip(refused.Error(), maxPath), Started: now, Ended: now})

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact/command"
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // Our own definitions load whole, say what they hold, and have limits and
@@ -225,7 +225,7 @@ func fetchArtifacts(t *testing.T) string {
 // they are.
 func TestDebiansDefinitions(t *testing.T) {
 	files := debianArtifacts(t)
-	set := LoadDefinitions(Embedded(), files)
+	set := definition.Load(Embedded(), files)
 	for _, refused := range set.Refused {
 		t.Error(refused)
 	}
