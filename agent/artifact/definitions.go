@@ -1,10 +1,6 @@
 package artifact
 
 import (
-	"embed"
-	"errors"
-	"io/fs"
-	"path"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/proto/definition"
@@ -55,28 +51,9 @@ var limits = map[string]struct {
 	"Initramfs":              {anyonesFile, 0, false},
 }
 
-//go:embed embedded/*.yaml
-var embedded embed.FS
-
-// Embedded gives the agent's own definitions, the most volatile first, which is
-// the order to collect them in.
-func Embedded() *definition.Set {
-	var files []definition.File
-	names, err := fs.Glob(embedded, "embedded/*.yaml")
-	for _, name := range names {
-		content, e := embedded.ReadFile(name)
-		err = errors.Join(err, e)
-		files = append(files, definition.File{Name: path.Base(name), YAML: content})
-	}
-	if err != nil {
-		panic(err) // the binary holds them, so this cannot be
-	}
-	return definition.Load(nil, files)
-}
-
 // Definitions lists what is collected without being told more.
 func Definitions() []Definition {
-	defs := definitionsOf(Embedded())
+	defs := definitionsOf(definition.Embedded())
 	for i := range defs {
 		l := limits[defs[i].Name]
 		defs[i].FileBytes, defs[i].TotalBytes, defs[i].Public = l.fileBytes, l.totalBytes, l.public
@@ -90,7 +67,7 @@ func Added(files []definition.File, rec *Record) []Definition {
 	if len(files) == 0 {
 		return nil
 	}
-	set := definition.Load(Embedded(), files)
+	set := definition.Load(definition.Embedded(), files)
 	for _, refused := range set.Refused {
 		now := time.Now()
 		rec.Add(Entry{Source: "definitions", Path: clip(refused.File, maxPath), Error: clip(refused.Error(), maxPath), Started: now, Ended: now})

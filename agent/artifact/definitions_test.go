@@ -21,7 +21,7 @@ import (
 // Our own definitions load whole, say what they hold, and have limits and
 // commands by names that there are.
 func TestDefinitionsAreSound(t *testing.T) {
-	set := Embedded()
+	set := definition.Embedded()
 	for _, refused := range set.Refused {
 		t.Error(refused)
 	}
@@ -225,7 +225,7 @@ func fetchArtifacts(t *testing.T) string {
 // they are.
 func TestDebiansDefinitions(t *testing.T) {
 	files := debianArtifacts(t)
-	set := definition.Load(Embedded(), files)
+	set := definition.Load(definition.Embedded(), files)
 	for _, refused := range set.Refused {
 		t.Error(refused)
 	}

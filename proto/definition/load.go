@@ -1,10 +1,13 @@
 package definition
 
 import (
+	"embed"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 )
@@ -26,6 +29,25 @@ const (
 type File struct {
 	Name string // for messages alone
 	YAML []byte
+}
+
+//go:embed embedded/*.yaml
+var embedded embed.FS
+
+// Embedded gives the agent's own definitions, the most volatile first, which is
+// the order to collect them in.
+func Embedded() *Set {
+	var files []File
+	names, err := fs.Glob(embedded, "embedded/*.yaml")
+	for _, name := range names {
+		content, e := embedded.ReadFile(name)
+		err = errors.Join(err, e)
+		files = append(files, File{path.Base(name), content})
+	}
+	if err != nil {
+		panic(err) // the binary holds them, so this cannot be
+	}
+	return Load(nil, files)
 }
 
 // ReadDir reads each file of a folder whose name ends in .yaml, in the order of
