@@ -17,7 +17,7 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 build: ## build the agent, the collector and the lab into bin/
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/quicklime-agent ./agent
+	CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags '$(LDFLAGS)' -o bin/quicklime-agent ./agent # it has no debug pages
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/quicklime-collector ./collector
 	CGO_ENABLED=0 go build -C packaging/lab -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/quicklime-lab .
 	CGO_ENABLED=0 go build -C packaging/lab -trimpath -ldflags '-s -w' -o ../../bin/quicklime-guest-init ./guest/init

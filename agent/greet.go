@@ -10,6 +10,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/iomem"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
@@ -32,9 +33,9 @@ func newGreeter(ctx context.Context, version string, options memory.Options) (*g
 	h := &wire.Hello{AgentVersion: version, BinarySha256: self.SHA256[:], Hostname: hostname,
 		KernelRelease: firstLine("/proc/sys/kernel/osrelease"), KernelVersion: firstLine("/proc/version"),
 		BootId: firstLine("/proc/sys/kernel/random/boot_id")}
-	if iomem, err := os.Open("/proc/iomem"); err == nil {
-		defer iomem.Close()
-		ranges, err := memory.SystemRAM(iomem)
+	if f, err := os.Open("/proc/iomem"); err == nil {
+		defer f.Close()
+		ranges, err := iomem.SystemRAM(f)
 		if err == nil {
 			for _, r := range ranges {
 				h.RamBytes += r.Len()

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
 	"crypto/sha256"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -134,6 +136,7 @@ func writeTables(name string) (items []evidence.Item, objects map[string][]byte)
 	}{
 		{evidence.Item{Kind: evidence.Volatile, Name: "processes", Format: evidence.JSONL}, `{"pid":7,"ppid":1,"name":"sh","exe":"/bin/sh","started":"2026-11-26T03:00:00Z"}` + "\n"},
 		{evidence.Item{Kind: evidence.Live, Name: "bodyfile", Format: evidence.Text}, lines},
+		{evidence.Item{Kind: evidence.Live, Name: "files", Format: evidence.Tar}, hostileTar()},
 	} {
 		body := []byte(t.body)
 		part := evidence.Part{Number: 1, Size: uint64(len(body)), RawSize: uint64(len(body)), SHA256: sha256.Sum256(body)}
@@ -145,6 +148,24 @@ func writeTables(name string) (items []evidence.Item, objects map[string][]byte)
 		items, objects[t.item.Key] = append(items, t.item), body
 	}
 	return items, objects
+}
+
+// hostileTar has a file, a link that leads out, and a name that does.
+func hostileTar() string {
+	var b strings.Builder
+	w := tar.NewWriter(&b)
+	for _, h := range []tar.Header{
+		{Typeflag: tar.TypeReg, Name: "[root]/etc/passwd", Size: 5, Mode: 0o4755}, {Typeflag: tar.TypeSymlink, Name: "[root]/l", Linkname: "/etc"},
+		{Typeflag: tar.TypeReg, Name: "../escaped", Size: 5},
+	} {
+		// To memory, of names that are short: it cannot fail.
+		_ = w.WriteHeader(&h)
+		if h.Size > 0 {
+			_, _ = w.Write([]byte("root\n"))
+		}
+	}
+	_ = w.Close()
+	return b.String()
 }
 
 func put(dir, name string, body []byte) error {

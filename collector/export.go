@@ -13,18 +13,19 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/export"
 	"github.com/quicklime-ir/quicklime/collector/proof"
+	"github.com/quicklime-ir/quicklime/collector/unpack"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
-// errLacks says that what was exported is not the whole image.
-var errLacks = errors.New("the export is not the whole image")
+// errLacks says that what was exported is not all of the evidence.
+var errLacks = errors.New("the export is not whole")
 
 // exportCmd needs no service: only the objects and, for a proof, the key.
 type exportCmd struct {
 	evidenceFlags
 	Case      string `arg:"" help:"The case's id."`
-	Format    string `help:"lime: one LiME stream. raw: the ranges of RAM, one after the other. padded: each byte at its physical address. zst: as it is stored." enum:"lime,raw,padded,zst" required:""`
-	Out       string `help:"The file, - for standard output. It must not exist; an export that was interrupted goes on." required:""`
+	Format    string `help:"Of the memory image: lime: one LiME stream. raw: the ranges of RAM, one after the other. padded: each byte at its physical address. zst: as it is stored. Of all else: files: tables and files in a folder. tar.gz: the same as one archive in UAC's layout." enum:"lime,raw,padded,zst,files,tar.gz" required:""`
+	Out       string `help:"The file or folder, - for standard output. It must not exist; an image that was interrupted goes on." required:""`
 	Item      string `help:"The image's key, where the case has several."`
 	KeepGoing bool   `help:"Write zeros for a part that is not what the manifest says, and go on."`
 }
@@ -35,7 +36,14 @@ func (c *exportCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer done()
-	item, err := c.image(ctx, objects)
+	manifest, err := c.manifest(ctx, objects)
+	if err != nil {
+		return err
+	}
+	if c.Format == "files" || c.Format == "tar.gz" {
+		return c.unpack(ctx, objects, manifest, out)
+	}
+	item, err := c.image(manifest)
 	if err != nil {
 		return err
 	}
@@ -63,23 +71,60 @@ func (c *exportCmd) Run(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// image finds the image in the case's manifest, and says what the manifest is
-// worth.
-func (c *exportCmd) image(ctx context.Context, objects proof.Objects) (evidence.Item, error) {
+// unpack exports what is no memory image.
+func (c *exportCmd) unpack(ctx context.Context, objects proof.Objects, manifest evidence.Manifest, out io.Writer) error {
+	if c.Item != "" || c.KeepGoing {
+		return errors.New("--item and --keep-going are of memory images: an item that cannot be had is named, and the others are exported")
+	}
+	var result unpack.Result
+	write := func(w io.Writer) (err error) {
+		result, err = unpack.ToTarGz(ctx, objects, manifest, w)
+		return err
+	}
+	var err error
+	switch {
+	case c.Format == "files" && c.Out == "-":
+		return errors.New("a folder cannot go to standard output: export it with --format tar.gz, or name a folder with --out")
+	case c.Format == "files":
+		result, err = unpack.ToFolder(ctx, objects, manifest, c.Out)
+	case c.Out == "-":
+		signal.Ignore(syscall.SIGPIPE) // the write's error is enough
+		err = write(out)
+	default:
+		err = writeNew(c.Out, write)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "quicklime-collector: %d members", result.Members)
+	if result.Left > 0 {
+		fmt.Fprintf(os.Stderr, ", %d of them only told of, or not as they were", result.Left)
+	}
+	fmt.Fprintln(os.Stderr)
+	if lacks := result.Lacks(); lacks != "" {
+		return fmt.Errorf("%w: %s", errLacks, lacks)
+	}
+	return nil
+}
+
+// manifest reads the case's manifest, and says what it is worth.
+func (c *exportCmd) manifest(ctx context.Context, objects proof.Objects) (evidence.Manifest, error) {
 	var key ed25519.PublicKey
 	if c.Key != "" {
 		var err error
 		if key, err = custody.LoadPublic(c.Key); err != nil {
-			return evidence.Item{}, err
+			return evidence.Manifest{}, err
 		}
 	}
 	manifest, err := proof.Load(ctx, objects, key, c.Case)
-	if err != nil {
-		return evidence.Item{}, err
-	}
-	if key == nil {
+	if err == nil && key == nil {
 		fmt.Fprintln(os.Stderr, "quicklime-collector: nothing is proven without the public key: name it with --key")
 	}
+	return manifest, err
+}
+
+// image finds the image in the case's manifest.
+func (c *exportCmd) image(manifest evidence.Manifest) (evidence.Item, error) {
 	var found []evidence.Item
 	for _, item := range manifest.Items {
 		if item.Kind == evidence.Memory && item.Format == evidence.LiME && (c.Item == "" || c.Item == item.Key) {

@@ -45,7 +45,7 @@ func (c *symbolsCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	bundle, err := unpack(key, body)
+	bundle, err := decompress(key, body)
 	if err != nil {
 		return err
 	}
@@ -162,8 +162,8 @@ func failures(r evidence.Report) string {
 	return text.String()
 }
 
-// unpack reads a stored bundle.
-func unpack(key string, body []byte) (isf.Bundle, error) {
+// decompress reads a stored bundle.
+func decompress(key string, body []byte) (isf.Bundle, error) {
 	if !strings.HasSuffix(key, ".zst") {
 		return isf.ReadBundle(bytes.NewReader(body))
 	}

@@ -19,6 +19,7 @@ const module = "github.com/quicklime-ir/quicklime/"
 // The doors, agent and collector, may enter every room on their own side.
 var plan = map[string][]string{
 	"proto/definition":            {},
+	"proto/iomem":                 {"proto/lime"},
 	"proto/lime":                  {},
 	"proto/seekable":              {},
 	"proto/evidence":              {"proto/lime", "proto/seekable"},
@@ -29,17 +30,18 @@ var plan = map[string][]string{
 	"agent/acquire": {"agent/arena", "agent/artifact", "agent/memory", "agent/pack", "agent/symbols", "agent/throttle", "agent/upload",
 		"proto/definition", "proto/evidence", "proto/lime", "proto/seekable"},
 	"agent/arena":              {},
-	"agent/artifact":           {"agent/artifact/command", "agent/artifact/container", "agent/artifact/crontab", "agent/artifact/journal", "agent/artifact/packages", "agent/artifact/sqlite", "agent/artifact/unit", "proto/definition"},
+	"agent/artifact":           {"agent/artifact/command", "agent/artifact/container", "agent/artifact/crontab", "agent/artifact/history", "agent/artifact/journal", "agent/artifact/packages", "agent/artifact/sqlite", "agent/artifact/unit", "proto/definition"},
 	"agent/artifact/container": {},
 	"agent/artifact/command":   {},
 	"agent/artifact/crontab":   {},
+	"agent/artifact/history":   {},
 	"agent/artifact/journal":   {},
 	"agent/artifact/packages":  {},
 	"agent/artifact/sqlite":    {},
 	"agent/artifact/unit":      {},
-	"agent/memory":             {"proto/evidence", "proto/lime"},
+	"agent/memory":             {"proto/evidence", "proto/iomem", "proto/lime"},
 	"agent/pack":               {"proto/evidence", "proto/lime", "proto/seekable"},
-	"agent/preflight":          {"agent/memory"},
+	"agent/preflight":          {"agent/memory", "proto/iomem"},
 	"agent/session":            {"agent/pack", "agent/throttle", "agent/upload", "proto/evidence", "proto/wire/v1"},
 	"agent/symbols":            {},
 	"agent/throttle":           {},
@@ -63,11 +65,12 @@ var plan = map[string][]string{
 	"collector/locker":      {"proto/evidence"},
 	"collector/notify":      {},
 	"collector/playbook":    {"collector/casefile"},
-	"collector/proof":       {"collector/custody", "proto/evidence"},
+	"collector/proof":       {"collector/custody", "proto/evidence", "proto/iomem", "proto/lime"},
 	"collector/timeline":    {"collector/casefile", "collector/custody", "collector/proof", "proto/evidence"},
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
 		"collector/locker", "collector/notify", "collector/playbook", "proto/evidence", "proto/wire/v1"},
 	"collector/store":           {},
+	"collector/unpack":          {"collector/proof", "proto/evidence"},
 	"collector/store/storetest": {"collector/store"}, // for tests
 }
 

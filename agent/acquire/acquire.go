@@ -133,7 +133,6 @@ func (a *Acquirer) Run(ctx context.Context, order Order, place Place, report fun
 type meter struct {
 	read, total, stored atomic.Uint64
 	parts               atomic.Uint32
-	sending             atomic.Int64 // nanoseconds in all puts
 
 	mu     sync.Mutex
 	doing  string         // owned by mu
@@ -168,7 +167,7 @@ func (m *meter) follow(slot Slot, full func() bool) counted {
 	defer m.mu.Unlock()
 	m.way, _ = slot.(way)
 	m.full = full
-	return counted{slot, m}
+	return counted{slot, m, new(atomic.Int64)}
 }
 
 func never() bool { return false }
@@ -216,35 +215,37 @@ func (m *meter) addStored(n int) {
 type metered struct {
 	io.Writer
 	m        *meter
+	sent     *atomic.Int64   // nanoseconds in all puts of the item
 	ctx      context.Context // of the order, as an io.Writer has none
 	throttle *throttle.Throttle
 	workers  int       // that read for it
 	since    time.Time // the spell of work began
-	sending  int64     // and m's by then
+	sending  int64     // and sent by then
 }
 
 func (w *metered) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
 	w.m.addRead(n)
-	idle := time.Duration(w.m.sending.Load() - w.sending) // it waited for the uplink
+	idle := time.Duration(w.sent.Load() - w.sending) // it waited for the uplink
 	err = errors.Join(err, w.throttle.Work(w.ctx, time.Since(w.since)-idle, w.workers))
 	w.begin()
 	return n, err
 }
 
 // begin begins a spell of work.
-func (w *metered) begin() { w.since, w.sending = time.Now(), w.m.sending.Load() }
+func (w *metered) begin() { w.since, w.sending = time.Now(), w.sent.Load() }
 
 // counted is a slot whose parts are counted once they are stored.
 type counted struct {
 	Slot
-	m *meter
+	m    *meter
+	sent *atomic.Int64 // nanoseconds in all puts
 }
 
 func (c counted) Put(ctx context.Context, p pack.Part) error {
 	began := time.Now()
 	err := c.Slot.Put(ctx, p)
-	c.m.sending.Add(int64(time.Since(began)))
+	c.sent.Add(int64(time.Since(began)))
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
@@ -381,6 +382,97 @@ func TestWhoClosesAnItemInTheBucket(t *testing.T) {
 		}
 		if err := s.Close(t.Context(), 3, tt.why); err != nil || b.closed != tt.closed || b.reason != tt.reason {
 			t.Errorf("%s: closed %v with reason %q, %v", tt.name, b.closed, b.reason, err)
+		}
+	}
+}
+
+// slowShelf is a place that takes its time, as a bucket does.
+type slowShelf struct {
+	*shelf
+	trip time.Duration // of each call
+	put  func(name string)
+}
+
+func (s *slowShelf) Open(ctx context.Context, item evidence.Item) (Slot, error) {
+	time.Sleep(s.trip)
+	slot, err := s.shelf.Open(ctx, item)
+	return slowBox{slot, s, item.Name}, err
+}
+
+type slowBox struct {
+	Slot
+	shelf *slowShelf
+	name  string
+}
+
+func (b slowBox) Put(ctx context.Context, p pack.Part) error {
+	time.Sleep(b.shelf.trip)
+	if b.shelf.put != nil {
+		b.shelf.put(b.name)
+	}
+	return b.Slot.Put(ctx, p)
+}
+
+func (b slowBox) Close(ctx context.Context, parts int32, why error) error {
+	time.Sleep(b.shelf.trip)
+	return b.Slot.Close(ctx, parts, why)
+}
+
+// TestTheNextIsReadWhileTheLastIsStored: items are read one at a time and in
+// their order, whichever of them are stored already, and also where one fails.
+func TestTheNextIsReadWhileTheLastIsStored(t *testing.T) {
+	var mu sync.Mutex
+	var read []string // owned by mu
+	reading := 0      // owned by mu
+	third := make(chan struct{})
+	shelf := &slowShelf{shelf: newShelf(), put: func(name string) {
+		if name == "a" {
+			<-third // c is read before a is stored
+		}
+	}}
+	shelf.fail["f"] = errors.New("the collector refuses it")
+	shelf.items["e"] = &box{shelf: shelf.shelf, parts: map[int32][]byte{}, closed: true} // by an earlier run
+	var all []stream
+	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+		all = append(all, stream{name, evidence.JSONL, 1, func(w io.Writer) error {
+			mu.Lock()
+			reading++
+			if reading > 1 {
+				t.Errorf("%s is read beside another", name)
+			}
+			mu.Unlock()
+			_, err := fmt.Fprintf(w, "%s\n", name)
+			mu.Lock()
+			defer mu.Unlock()
+			reading--
+			read = append(read, name)
+			switch name {
+			case "c":
+				close(third)
+			case "d":
+				err = errors.New("it cannot be read")
+			}
+			return err
+		}})
+	}
+	a := &Acquirer{Log: slog.New(slog.DiscardHandler)}
+	stored, errs := a.streams(t.Context(), Order{Kind: evidence.Live, Compression: evidence.Zstd}, shelf, &meter{report: silent}, all)
+	if got := strings.Join(read, ""); got != "abcdgh" {
+		t.Errorf("read in the order %s", got)
+	}
+	if stored != 6 || len(errs) != 2 || !strings.Contains(errs[0].Error(), "take d: it cannot be read") || !strings.Contains(errs[1].Error(), "take f: the collector refuses it") {
+		t.Errorf("%d stored, %v", stored, errs)
+	}
+}
+
+// BenchmarkVolatile takes this host's volatile tables to a place that is a
+// round trip of 30 ms away, three of them for each item.
+func BenchmarkVolatile(b *testing.B) {
+	a := &Acquirer{Log: slog.New(slog.DiscardHandler), Host: &artifact.Host{}}
+	for b.Loop() {
+		shelf := &slowShelf{shelf: newShelf(), trip: 30 * time.Millisecond}
+		if r := a.Run(b.Context(), Order{Kind: evidence.Volatile, Compression: evidence.Zstd}, shelf, silent); r.Err != nil {
+			b.Fatal(r.Err)
 		}
 	}
 }

@@ -7,6 +7,9 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/quicklime-ir/quicklime/agent/arena"
 	"github.com/quicklime-ir/quicklime/agent/artifact"
@@ -19,10 +22,15 @@ import (
 // came of it.
 const collection = "collection"
 
+// ahead is how many items are at hand at a time: one is read, others are
+// opened for what comes next or are on their way to their place. A table takes
+// a moment to read and some round trips to store.
+const ahead = 4
+
 // volatile takes the tables, each as an item of its own, in their order.
 func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *meter) Result {
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
-	stored, errs := a.tables(ctx, order, place, m, a.Host.Volatile(), &record)
+	stored, errs := a.streams(ctx, order, place, m, tables(ctx, a.Host.Volatile(), &record))
 	return a.finish(ctx, order, place, m, &record, stored, errs)
 }
 
@@ -32,26 +40,21 @@ func (a *Acquirer) volatile(ctx context.Context, order Order, place Place, m *me
 func (a *Acquirer) live(ctx context.Context, order Order, place Place, m *meter) Result {
 	record := artifact.Record{Case: order.Case, Instance: order.Instance}
 	more := artifact.Added(order.definitions(a.Definitions), &record)
-	stored, errs := a.streams(ctx, order, place, m, []stream{
-		{"recovered", evidence.Tar, 1, func(w io.Writer) error { return a.Host.WriteRecovered(ctx, w, &record) }},
-	})
-	also := func(n int, why []error) { stored, errs = stored+n, append(errs, why...) }
+	all := []stream{{"recovered", evidence.Tar, 1, func(w io.Writer) error { return a.Host.WriteRecovered(ctx, w, &record) }}}
 	if len(order.ProcessMemory) > 0 {
-		also(a.streams(ctx, order, place, m, []stream{
-			{"process_memory", evidence.Tar, 1, func(w io.Writer) error {
-				return a.Host.WriteProcessMemory(ctx, w, &record, order.ProcessMemory)
-			}},
-		}))
+		all = append(all, stream{"process_memory", evidence.Tar, 1, func(w io.Writer) error {
+			return a.Host.WriteProcessMemory(ctx, w, &record, order.ProcessMemory)
+		}})
 	}
-	also(a.tables(ctx, order, place, m, a.Host.Live(), &record))
-	also(a.streams(ctx, order, place, m, []stream{
-		{"bodyfile", evidence.Text, artifact.BodyfileReaders(), func(w io.Writer) error { return a.Host.WriteBodyfile(ctx, w, &record) }},
-		{"files", evidence.Tar, 1, func(w io.Writer) error { return a.Host.WriteFiles(ctx, w, &record, more...) }},
-	}))
+	all = append(all, tables(ctx, a.Host.Live(), &record)...)
+	all = append(all,
+		stream{"bodyfile", evidence.Text, artifact.BodyfileReaders(), func(w io.Writer) error { return a.Host.WriteBodyfile(ctx, w, &record) }},
+		stream{"files", evidence.Tar, 1, func(w io.Writer) error { return a.Host.WriteFiles(ctx, w, &record, more...) }})
+	stored, errs := a.streams(ctx, order, place, m, all)
 	return a.finish(ctx, order, place, m, &record, stored, errs)
 }
 
-// stream is an item that is no table.
+// stream is an item that is read from its first byte to its last.
 type stream struct {
 	name    string
 	format  evidence.Format
@@ -59,18 +62,46 @@ type stream struct {
 	write   func(io.Writer) error
 }
 
-// streams stores each; one that fails does not keep the others from being
-// taken.
+// tables gives each table as an item of its own.
+func tables(ctx context.Context, all []artifact.Table, record *artifact.Record) []stream {
+	out := make([]stream, len(all))
+	for i, table := range all {
+		out[i] = stream{table.Name, evidence.JSONL, 1, func(w io.Writer) error { return table.Write(ctx, w, record) }}
+	}
+	return out
+}
+
+// streams stores each. They are read one after the other, in their order, but
+// the next does not wait until what was read is stored. One that fails does
+// not keep the others from being taken.
 func (a *Acquirer) streams(ctx context.Context, order Order, place Place, m *meter, all []stream) (stored int, errs []error) {
-	for _, s := range all {
-		if err := a.itemBy(ctx, order, place, m, s.workers, s.name, s.format, s.write); err != nil {
+	results := make([]error, len(all))
+	var group errgroup.Group
+	group.SetLimit(ahead)
+	before := make(chan struct{})
+	close(before)
+	for i, s := range all {
+		mine := turn{before, make(chan struct{})}
+		group.Go(func() error {
+			results[i] = a.item(ctx, order, place, m, s, mine)
+			return nil
+		})
+		before = mine.over
+	}
+	_ = group.Wait() // the results have the errors
+	for _, err := range results {
+		if err == nil {
+			stored++
+		} else {
 			errs = append(errs, err)
-			continue
 		}
-		stored++
 	}
 	return stored, errs
 }
+
+// turn is an item's turn to be read: it comes when that of the item before is
+// over.
+type turn struct{ before, over chan struct{} }
 
 // definitions gives files of definitions, then the order's by their names.
 func (o Order) definitions(files []definition.File) []definition.File {
@@ -81,28 +112,12 @@ func (o Order) definitions(files []definition.File) []definition.File {
 	return files
 }
 
-// tables stores each table as an item of its own. One that fails does not
-// keep the others from being taken.
-func (a *Acquirer) tables(ctx context.Context, order Order, place Place, m *meter, tables []artifact.Table, record *artifact.Record) (stored int, errs []error) {
-	for _, table := range tables {
-		err := a.item(ctx, order, place, m, table.Name, evidence.JSONL, func(w io.Writer) error {
-			return table.Write(ctx, w, record)
-		})
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		stored++
-	}
-	return stored, errs
-}
-
 // finish stores the record of the collection, and sums up.
 func (a *Acquirer) finish(ctx context.Context, order Order, place Place, m *meter, record *artifact.Record, stored int, errs []error) Result {
-	err := a.item(ctx, order, place, m, collection, evidence.JSONL, func(w io.Writer) error {
+	err := a.alone(ctx, order, place, m, stream{collection, evidence.JSONL, 1, func(w io.Writer) error {
 		_, err := record.WriteTo(w)
 		return err
-	})
+	}})
 	errs = append(errs, err)
 	result := Result{Status: evidence.Whole, Err: errors.Join(errs...), Source: "proc"}
 	switch {
@@ -114,30 +129,40 @@ func (a *Acquirer) finish(ctx context.Context, order Order, place Place, m *mete
 	return result
 }
 
-// item streams one item to its place, read by one worker.
-func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter, name string, format evidence.Format, write func(io.Writer) error) error {
-	return a.itemBy(ctx, order, place, m, 1, name, format, write)
+// alone stores an item beside which there is none.
+func (a *Acquirer) alone(ctx context.Context, order Order, place Place, m *meter, s stream) error {
+	_, errs := a.streams(ctx, order, place, m, []stream{s})
+	return errors.Join(errs...)
 }
 
-// itemBy streams one item that so many workers read.
-func (a *Acquirer) itemBy(ctx context.Context, order Order, place Place, m *meter, workers int, name string, format evidence.Format, write func(io.Writer) error) error {
-	m.begin(name)
-	slot, err := place.Open(ctx, evidence.Item{Kind: order.Kind, Name: name, Format: format, Compression: order.stored(), Source: "proc"})
+// item brings one item to its place. It is opened before its turn, read in it,
+// and stored after.
+func (a *Acquirer) item(ctx context.Context, order Order, place Place, m *meter, s stream, mine turn) error {
+	end := sync.OnceFunc(func() {
+		<-mine.before
+		close(mine.over)
+	})
+	defer end()
+	slot, err := place.Open(ctx, evidence.Item{Kind: order.Kind, Name: s.name, Format: s.format, Compression: order.stored(), Source: "proc"})
 	if err != nil {
-		return because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
+		return because(ctx, fmt.Errorf("cannot take %s: %w", s.name, err))
 	}
 	if slot.Closed() {
 		return nil
 	}
-	out, err := pack.NewWriter(ctx, m.follow(slot, never), pack.Options{Compression: order.stored(), Alloc: allocFrom(new(arena.Arena))})
+	<-mine.before
+	m.begin(s.name)
+	counted := m.follow(slot, never)
+	out, err := pack.NewWriter(ctx, counted, pack.Options{Compression: order.stored(), Alloc: allocFrom(new(arena.Arena))})
 	if err != nil {
-		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", name, err))
+		return closeSlot(ctx, slot, 0, fmt.Errorf("cannot pack %s: %w", s.name, err))
 	}
-	work := &metered{Writer: out, m: m, ctx: ctx, throttle: order.Throttle, workers: workers}
+	work := &metered{Writer: out, m: m, sent: counted.sent, ctx: ctx, throttle: order.Throttle, workers: s.workers}
 	work.begin()
-	err = errors.Join(write(work), out.Close())
-	if err != nil {
-		err = because(ctx, fmt.Errorf("cannot take %s: %w", name, err))
+	err = s.write(work)
+	end()
+	if err = errors.Join(err, out.Close()); err != nil {
+		err = because(ctx, fmt.Errorf("cannot take %s: %w", s.name, err))
 	}
 	return closeSlot(ctx, slot, out.Parts(), err)
 }

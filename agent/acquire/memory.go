@@ -14,6 +14,9 @@ import (
 // memory takes the image.
 func (a *Acquirer) memory(ctx context.Context, order Order, place Place, m *meter) Result {
 	debug.FreeOSMemory() // what earlier captures left, as a small host has little
+	if _, err := arena.DropProgram(); err != nil {
+		a.Log.Info("the program stays in memory as it is", "reason", err)
+	}
 	buffers := new(arena.Arena)
 	options := a.Memory
 	options.Prefer, options.Alloc = order.MemorySource, allocFrom(buffers)

@@ -35,12 +35,18 @@ func coreOf(t *testing.T, h *Host, pid int) (core, gaps []byte, e Entry) {
 func startSmall(t *testing.T, environ ...string) int {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "small")
+	buildSmall(t, program)
+	return plant(t, exec.Command(program), environ...)
+}
+
+// buildSmall builds testdata/small, which needs no library.
+func buildSmall(t *testing.T, program string) {
+	t.Helper()
 	build := exec.Command("go", "build", "-o", program, "./testdata/small")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if said, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, said)
 	}
-	return plant(t, exec.Command(program), environ...)
 }
 
 // A secret in another process's memory, its environment, lies in the core at

@@ -30,6 +30,7 @@ const (
 	paxNote  = "QUICKLIME.note" // what was known of the file before it was read, as in the record
 	uacLog   = "uac.log"        // the first member, by which tools know the layout
 	tarRoot  = "[root]"         // folder of the tar that stands for the host's /
+	tarBoxes = "containers"     // and that with a folder for each container's /
 )
 
 // WriteFiles reads the files of Definitions, then those of more, and writes
@@ -38,7 +39,8 @@ const (
 // never what it points to. Its SHA-256, known only after its bytes, is in the
 // record. Extended attributes and ACLs are PAX records SCHILY.xattr.NAME. Of
 // several names of one file the first has its bytes and the others are hard
-// links; holes stay holes.
+// links; holes stay holes. Files of containers follow, as containers/ID and their
+// path within.
 //
 // What could not be read is recorded and does not end it; an error means that
 // w failed or ctx ended, and that the stream is not whole.
@@ -58,13 +60,34 @@ func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definit
 		return fmt.Errorf("cannot open the host's root %s: %w", h.path(), err)
 	}
 	defer unix.Close(root)
-	walker := &walker{ctx: ctx, rec: rec, root: root, take: c.take, seen: map[uint64]struct{}{}, seed: maphash.MakeSeed()}
-	if err := c.prepare(h, walker); err != nil {
-		return err
-	}
 	if err := c.begin(h, definitions); err != nil {
 		return err
 	}
+	walker := c.walkerOf(root, "")
+	if err := c.prepare(walker, h.path("proc/self/mountinfo")); err != nil {
+		return err
+	}
+	if err := c.collect(h, walker, definitions); err != nil {
+		return err
+	}
+	if err := c.containers(h, root, definitions); err != nil {
+		return err
+	}
+	if err := c.tar.Close(); err != nil {
+		return fmt.Errorf("cannot end the tar: %w", err)
+	}
+	return nil
+}
+
+// walkerOf gives a walker below the root of the host, or of a container whose
+// folder in the tar is place.
+func (c *collection) walkerOf(root int, place string) *walker {
+	c.place = place
+	return &walker{ctx: c.ctx, rec: c.rec, root: root, place: place, take: c.take, seen: map[uint64]struct{}{}, seed: maphash.MakeSeed()}
+}
+
+// collect takes what definitions say.
+func (c *collection) collect(h *Host, walker *walker, definitions []Definition) error {
 	for i := range definitions {
 		def := &definitions[i]
 		// No artifact takes more than half of what is left, so that none,
@@ -76,13 +99,12 @@ func (h *Host) writeFiles(ctx context.Context, w io.Writer, rec *Record, definit
 		if err := walker.walk(def); err != nil {
 			return fmt.Errorf("cannot collect %s: %w", def.Name, err)
 		}
-		if err := c.commands(h, def); err != nil {
-			return fmt.Errorf("cannot collect %s: %w", def.Name, err)
+		if walker.place == "" {
+			if err := c.commands(h, def); err != nil {
+				return fmt.Errorf("cannot collect %s: %w", def.Name, err)
+			}
 		}
-		h.log().Debug("artifact collected", "name", def.Name, "matches", walker.matched)
-	}
-	if err := c.tar.Close(); err != nil {
-		return fmt.Errorf("cannot end the tar: %w", err)
+		h.log().Debug("artifact collected", "name", def.Name, "place", walker.place, "matches", walker.matched)
 	}
 	return nil
 }
@@ -93,6 +115,7 @@ type collection struct {
 	rec    *Record
 	out    io.Writer // that tar writes to
 	tar    *tar.Writer
+	place  string               // as the walker's
 	links  map[[2]uint64]string // the first name in the tar of each file that has several, by device and inode
 	limits Limits
 	users  map[uint32]string
@@ -121,13 +144,18 @@ func (c *collection) begin(h *Host, definitions []Definition) error {
 	return nil
 }
 
-// prepare learns the host's owners' names, homes and file systems.
-func (c *collection) prepare(h *Host, w *walker) error {
+// prepare learns the owners' names, the homes and the file systems of the
+// walker's root. Files there are opened within it alone.
+func (c *collection) prepare(w *walker, mountinfo string) error {
 	s := newSheet(c.ctx, "prepare", io.Discard, c.rec)
 	s.entry.Source = "files"
+	if err := w.refuseMounts(mountinfo, s); err != nil {
+		return err
+	}
 	c.users, c.groups = map[uint32]string{}, map[uint32]string{}
 	homes := []string{"/root"}
-	err1 := s.lines(h.path("etc/passwd"), func(line []byte) error {
+	t := &tree{s, w}
+	err1 := t.lines("/etc/passwd", func(line []byte) error {
 		if u, ok := parsePasswd(line); ok && len(c.users) < maxAccounts {
 			if _, known := c.users[u.UID]; !known {
 				c.users[u.UID] = ownerName(u.Name)
@@ -136,7 +164,7 @@ func (c *collection) prepare(h *Host, w *walker) error {
 		}
 		return nil
 	})
-	err2 := s.lines(h.path("etc/group"), func(line []byte) error {
+	err2 := t.lines("/etc/group", func(line []byte) error {
 		if g, ok := parseGroup(line); ok && len(c.groups) < maxAccounts {
 			if _, known := c.groups[g.GID]; !known {
 				c.groups[g.GID] = ownerName(g.Name)
@@ -144,9 +172,8 @@ func (c *collection) prepare(h *Host, w *walker) error {
 		}
 		return nil
 	})
-	err3 := w.refuseMounts(h, s)
 	w.homes = w.findHomes(s, homes)
-	return errors.Join(err1, err2, err3)
+	return errors.Join(err1, err2)
 }
 
 // ownerName is a name as tar can hold it: without NULs.
@@ -154,7 +181,7 @@ func ownerName(name Text) string { return strings.ReplaceAll(string(name), "\x00
 
 // take writes one node. It fails only when the tar does, or the context ends.
 func (c *collection) take(def *Definition, n *node, at string) error {
-	e := Entry{Source: def.Name, Path: clip(at, maxPath), Started: time.Now()}
+	e := Entry{Source: def.Name, Path: clip(c.place+at, maxPath), Started: time.Now()}
 	header, err := c.header(n, at)
 	if err != nil {
 		c.rec.Add(xattrEntry(e, err))
@@ -197,12 +224,20 @@ func xattrEntry(e Entry, err error) Entry {
 	return e.failed(err)
 }
 
+// root is the folder of the tar that stands for the / that is walked.
+func (c *collection) root() string {
+	if c.place == "" {
+		return tarRoot
+	}
+	return c.place
+}
+
 // header fails when the extended attributes could not be had; it is good
 // without them.
 func (c *collection) header(n *node, at string) (*tar.Header, error) {
 	st := &n.stat
 	h := &tar.Header{
-		Format: tar.FormatPAX, Name: tarRoot + at, Mode: int64(st.Mode & 0o7777),
+		Format: tar.FormatPAX, Name: c.root() + at, Mode: int64(st.Mode & 0o7777),
 		Uid: int(st.Uid), Gid: int(st.Gid), Uname: c.users[st.Uid], Gname: c.groups[st.Gid],
 		ModTime: timeOf(st.Mtime), AccessTime: timeOf(st.Atime), ChangeTime: timeOf(st.Ctime),
 		PAXRecords: map[string]string{paxInode: fmt.Sprint(st.Ino), paxDev: device(n.dev()), paxLinks: fmt.Sprint(n.stat.Nlink)},

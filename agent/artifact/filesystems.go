@@ -26,11 +26,12 @@ func refuse(kind string) bool {
 	return false
 }
 
-// refuseMounts finds the mounted file systems that are not entered. That of
-// the root itself always is.
-func (w *walker) refuseMounts(h *Host, s *sheet) error {
+// refuseMounts finds the mounted file systems that are not entered, by the
+// mountinfo of a process that has the walker's root. That of the root itself
+// always is.
+func (w *walker) refuseMounts(mountinfo string, s *sheet) error {
 	w.refused, w.points = map[uint64]string{}, map[string]string{}
-	err := s.lines(h.path("proc/self/mountinfo"), func(line []byte) error {
+	err := s.lines(mountinfo, func(line []byte) error {
 		m := parseMount(line)
 		if m == nil || !refuse(string(m.Type)) || m.Point == "/" {
 			return nil

@@ -99,6 +99,7 @@ func (h *Host) Volatile() []Table {
 func (h *Host) Live() []Table {
 	return []Table{
 		{"shell_memory", "Commands that running shells remember, also where no file keeps them. Rows: ShellCommand.", h, fillShellMemory},
+		{"shell_history", "Commands that history files of homes remember. Rows: HistoryCommand.", h, fillShellHistory},
 		{"users", "The accounts, without their password hashes. Rows: User.", h, fillUsers},
 		{"groups", "The groups. Rows: Group.", h, fillGroups},
 		{"systemd_units", "Unit files of systemd, timers among them, and the units that run. Rows: Unit.", h, fillUnits},

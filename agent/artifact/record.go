@@ -19,10 +19,7 @@ import (
 // recordBytes bounds a record in memory, in compressed bytes: room for some
 // 70,000 files and their hashes. Successes may fill three quarters of it, so
 // that failures still find room on a host with more files than that.
-const (
-	recordBytes = 8 << 20
-	successPart = recordBytes / 4 * 3
-)
+const recordBytes = 8 << 20
 
 // Entry is one thing that was tried, and what came of it: a row of
 // collection.jsonl.
@@ -87,6 +84,7 @@ type Summary struct {
 // Record is empty and ready. It may be used from several goroutines.
 type Record struct {
 	Case, Instance string // "" leaves them out
+	bound          int    // bytes of entries; 0 is recordBytes
 
 	mu      sync.Mutex
 	spool   bytes.Buffer
@@ -101,11 +99,14 @@ func (r *Record) Add(e Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sum.Tried++
-	room := recordBytes
+	room := r.bound
+	if room == 0 {
+		room = recordBytes
+	}
 	if e.Error != "" {
 		r.sum.Failed++
 	} else if e.Note == "" {
-		room = successPart
+		room -= room / 4
 	}
 	if r.sealed || r.spool.Len() >= room {
 		r.sum.Dropped++

@@ -29,7 +29,7 @@ func (h *Host) openTree(s *sheet) (*tree, error) {
 		return nil, &os.PathError{Op: "open", Path: "/", Err: err}
 	}
 	w := &walker{ctx: s.ctx, rec: s.rec, root: root}
-	if err := w.refuseMounts(h, s); err != nil {
+	if err := w.refuseMounts(h.path("proc/self/mountinfo"), s); err != nil {
 		unix.Close(root)
 		return nil, err
 	}
@@ -119,52 +119,18 @@ func (t *tree) follow(at string) (*node, error) {
 }
 
 // file reads at most limit bytes of a regular file; nil is no such file, or on
-// record. A link is followed within the root, where it leads to a regular file;
-// the facts but Target are then those of that file. Where it leads to nothing,
-// or to a device as a masked unit's does, the facts are those of the link.
+// record. Links are as openLinked has them.
 func (t *tree) file(at string, limit int) *treeFile {
-	n, err := t.node(at)
-	if err != nil {
-		if !gone(err) && !isNotDir(err) {
-			t.s.failed(at, err)
-		}
+	in, facts, found := t.openLinked(at)
+	if !found {
 		return nil
 	}
-	defer n.close()
-	f := &treeFile{FileFacts: factsOf(n, at)}
-	if n.is(unix.S_IFDIR) {
-		return nil
+	f := &treeFile{FileFacts: facts}
+	if in == nil {
+		return f
 	}
-	if n.is(unix.S_IFLNK) {
-		target, err := n.target()
-		if err != nil {
-			t.s.failed(at, err)
-			return nil
-		}
-		f.Target = Text(target)
-		to, err := t.follow(at)
-		if err != nil || !to.is(unix.S_IFREG) {
-			if err == nil {
-				to.close()
-			}
-			return f
-		}
-		defer to.close()
-		facts := factsOf(to, at)
-		facts.Target = f.Target
-		f.FileFacts, n = facts, to
-	}
-	if !n.is(unix.S_IFREG) {
-		t.s.note(at, NoteUnread, n.kindName())
-		return nil
-	}
-	fd, err := n.openFile()
-	if err != nil {
-		t.s.failed(at, err)
-		return nil
-	}
-	in := os.NewFile(uintptr(fd), at)
 	defer in.Close()
+	var err error
 	f.data, err = io.ReadAll(io.LimitReader(in, int64(limit)+1))
 	if err != nil {
 		t.s.failed(at, err)
@@ -174,6 +140,65 @@ func (t *tree) file(at string, limit int) *treeFile {
 		t.s.note(at, NoteCut, fmt.Sprintf("the first %d bytes are read", limit))
 	}
 	return f
+}
+
+// lines gives each line of a file to do, as a sheet's does. A file that is not
+// there has none.
+func (t *tree) lines(at string, do func(line []byte) error) error {
+	in, _, _ := t.openLinked(at)
+	if in == nil {
+		return nil
+	}
+	defer in.Close()
+	return t.s.linesOf(at, in, do)
+}
+
+// openLinked opens a regular file; not found is no such file, a folder, or on
+// record. A link is followed within the root, where it leads to a regular file;
+// the facts but Target are then those of that file. Where it leads to nothing,
+// or to a device as a masked unit's does, there is no file, and the facts are
+// those of the link.
+func (t *tree) openLinked(at string) (in *os.File, facts FileFacts, found bool) {
+	n, err := t.node(at)
+	if err != nil {
+		if !gone(err) && !isNotDir(err) {
+			t.s.failed(at, err)
+		}
+		return nil, facts, false
+	}
+	defer n.close()
+	facts = factsOf(n, at)
+	if n.is(unix.S_IFDIR) {
+		return nil, facts, false
+	}
+	if n.is(unix.S_IFLNK) {
+		target, err := n.target()
+		if err != nil {
+			t.s.failed(at, err)
+			return nil, facts, false
+		}
+		facts.Target = Text(target)
+		to, err := t.follow(at)
+		if err != nil || !to.is(unix.S_IFREG) {
+			if err == nil {
+				to.close()
+			}
+			return nil, facts, true
+		}
+		defer to.close()
+		facts, n = factsOf(to, at), to
+		facts.Target = Text(target)
+	}
+	if !n.is(unix.S_IFREG) {
+		t.s.note(at, NoteUnread, n.kindName())
+		return nil, facts, false
+	}
+	fd, err := n.openFile()
+	if err != nil {
+		t.s.failed(at, err)
+		return nil, facts, false
+	}
+	return os.NewFile(uintptr(fd), at), facts, true
 }
 
 // listed takes hold of a file that a folder has just named; nil is on record,

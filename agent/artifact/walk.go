@@ -25,7 +25,8 @@ const (
 type walker struct {
 	ctx     context.Context
 	rec     *Record
-	root    int               // handle of the host's root
+	root    int               // handle of the host's root, or of a container's
+	place   string            // "" for the host, the container's folder in the tar
 	refused map[uint64]string // file systems not to enter: type by device
 	points  map[string]string // and by where they are mounted
 	homes   []string
@@ -216,10 +217,10 @@ func (w *walker) first(path string) bool {
 
 func (w *walker) failed(path string, err error) {
 	now := time.Now()
-	w.rec.Add(Entry{Source: w.def.Name, Path: clip(path, maxPath), Started: now, Ended: now}.failed(err))
+	w.rec.Add(Entry{Source: w.def.Name, Path: clip(w.place+path, maxPath), Started: now, Ended: now}.failed(err))
 }
 
 func (w *walker) note(path, note, detail string) {
 	now := time.Now()
-	w.rec.Add(Entry{Source: w.def.Name, Path: clip(path, maxPath), Note: note, Detail: clip(detail, maxPath), Started: now, Ended: now})
+	w.rec.Add(Entry{Source: w.def.Name, Path: clip(w.place+path, maxPath), Note: note, Detail: clip(detail, maxPath), Started: now, Ended: now})
 }

@@ -1,72 +1,16 @@
 package memory
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
+	"github.com/quicklime-ir/quicklime/proto/iomem"
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
-
-// Bounds of /proc/iomem; the largest hosts have some thousand lines.
-const (
-	maxIomemLines = 100_000
-	maxRAMRanges  = 4096
-	maxIomemBytes = 16 << 20
-)
-
-// ErrHidden says that the kernel shows /proc/iomem without addresses, as it
-// does to those without CAP_SYS_ADMIN.
-var ErrHidden = errors.New("physical addresses are hidden: CAP_SYS_ADMIN is needed")
-
-// SystemRAM reads the System RAM lines of /proc/iomem, nested ones as well
-// ("System RAM (kmem)" below a persistent memory device), ascending, with
-// neighbours joined. Source: kernel/resource.c.
-func SystemRAM(r io.Reader) ([]lime.Range, error) {
-	var ranges []lime.Range
-	lines := bufio.NewScanner(r)
-	for n := 0; lines.Scan(); n++ {
-		if n >= maxIomemLines || len(ranges) >= maxRAMRanges {
-			return nil, fmt.Errorf("cannot read iomem: more than %d lines or %d ranges of RAM", maxIomemLines, maxRAMRanges)
-		}
-		where, what, ok := strings.Cut(strings.TrimSpace(lines.Text()), " : ")
-		if !ok || what != "System RAM" && !strings.HasPrefix(what, "System RAM (") {
-			continue
-		}
-		rng, err := parseRange(where)
-		if err != nil {
-			return nil, fmt.Errorf("cannot read iomem: %w", err)
-		}
-		ranges = append(ranges, rng)
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("cannot read iomem: %w", err)
-	}
-	if len(ranges) == 0 {
-		return nil, errors.New("cannot read iomem: no System RAM in it")
-	}
-	for _, r := range ranges {
-		if r != (lime.Range{}) {
-			return lime.Merge(ranges), nil
-		}
-	}
-	return nil, fmt.Errorf("cannot read iomem: %w", ErrHidden)
-}
-
-func parseRange(text string) (lime.Range, error) {
-	first, last, ok := strings.Cut(text, "-")
-	start, err1 := strconv.ParseUint(first, 16, 64)
-	end, err2 := strconv.ParseUint(last, 16, 64)
-	if !ok || err1 != nil || err2 != nil || end < start || end-start == ^uint64(0) {
-		return lime.Range{}, fmt.Errorf("%.80q is no range of addresses", text)
-	}
-	return lime.Range{Start: start, End: end}, nil
-}
 
 // limeRAM is the RAM that LiME's image has, all of this host's. It refuses
 // hosts on which that would not be so: the module takes only the lines that are
@@ -82,13 +26,13 @@ func limeRAM() ([]lime.Range, error) {
 	return parseLimeRAM(f)
 }
 
-func parseLimeRAM(iomem io.Reader) ([]lime.Range, error) {
-	text, err := io.ReadAll(io.LimitReader(iomem, maxIomemBytes))
+func parseLimeRAM(src io.Reader) ([]lime.Range, error) {
+	text, err := io.ReadAll(io.LimitReader(src, iomem.MaxBytes))
 	if err != nil {
 		return nil, refuse("lime", Failed, "cannot read iomem: %v", err)
 	}
-	ranges, err := SystemRAM(bytes.NewReader(text))
-	if errors.Is(err, ErrHidden) {
+	ranges, err := iomem.SystemRAM(bytes.NewReader(text))
+	if errors.Is(err, iomem.ErrHidden) {
 		return nil, refuse("lime", NoCapability, "%v", err)
 	}
 	if err != nil {
@@ -114,7 +58,7 @@ type layout struct {
 	kernel []lime.Range // where the running kernel lies in it; none where that is not told
 }
 
-// hostLayout is this host's. Its error is ErrHidden where addresses are.
+// hostLayout is this host's. Its error is iomem.ErrHidden where addresses are.
 func hostLayout() (layout, error) {
 	f, err := os.Open("/proc/iomem")
 	if err != nil {
@@ -124,12 +68,12 @@ func hostLayout() (layout, error) {
 	return parseLayout(f)
 }
 
-func parseLayout(iomem io.Reader) (layout, error) {
-	text, err := io.ReadAll(io.LimitReader(iomem, maxIomemBytes))
+func parseLayout(src io.Reader) (layout, error) {
+	text, err := io.ReadAll(io.LimitReader(src, iomem.MaxBytes))
 	if err != nil {
 		return layout{}, fmt.Errorf("cannot read iomem: %w", err)
 	}
-	ram, err := SystemRAM(bytes.NewReader(text))
+	ram, err := iomem.SystemRAM(bytes.NewReader(text))
 	if err != nil {
 		return layout{}, err
 	}
@@ -139,13 +83,13 @@ func parseLayout(iomem io.Reader) (layout, error) {
 // kernelRanges gives the lines of the kernel's own code and data, which lie
 // below those of System RAM. Source: arch/x86/kernel/setup.c and
 // arch/arm64/kernel/setup.c.
-func kernelRanges(iomem []byte) []lime.Range {
+func kernelRanges(text []byte) []lime.Range {
 	var ranges []lime.Range
-	for line := range strings.Lines(string(iomem)) {
+	for line := range strings.Lines(string(text)) {
 		where, what, _ := strings.Cut(strings.TrimSpace(line), " : ")
 		switch what {
 		case "Kernel code", "Kernel rodata", "Kernel data", "Kernel bss":
-			if r, err := parseRange(where); err == nil && r.End > 0 && len(ranges) < maxRAMRanges {
+			if r, err := iomem.ParseRange(where); err == nil && r.End > 0 && len(ranges) < iomem.MaxRanges {
 				ranges = append(ranges, r)
 			}
 		}

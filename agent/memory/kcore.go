@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/quicklime-ir/quicklime/proto/iomem"
 	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
@@ -51,7 +52,7 @@ func newKcore(path string, layout func() (layout, error), o Options) (*kcore, er
 		return nil, err
 	}
 	where, err := layout()
-	hidden := errors.Is(err, ErrHidden)
+	hidden := errors.Is(err, iomem.ErrHidden)
 	if err != nil && !hidden {
 		return nil, refuse("kcore", Failed, "%v", err)
 	}

@@ -382,10 +382,10 @@ func TestWhatIsStoredIsZstdToo(t *testing.T) {
 func TestFramesStandAlone(t *testing.T) {
 	noise, mix := random(4<<20), memoryMix(4<<20)
 	rapid.Check(t, func(r *rapid.T) {
-		b := mustBuilder(t, evidence.Zstd, 24<<20)
+		b := mustBuilder(t, evidence.Zstd, 8<<20)
 		b.Reset(1, b.buffer)
 		var raw []byte
-		for range rapid.IntRange(1, 150).Draw(r, "writes") {
+		for range rapid.IntRange(1, 40).Draw(r, "writes") {
 			src := rapid.SampledFrom([][]byte{noise, mix, make([]byte, 4<<20)}).Draw(r, "source")
 			p := src[:rapid.IntRange(1, 1<<rapid.IntRange(0, 17).Draw(r, "scale")).Draw(r, "bytes")]
 			how := rapid.SampledFrom([]func([]byte) error{b.Write, b.Store}).Draw(r, "how")

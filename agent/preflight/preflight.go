@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quicklime-ir/quicklime/agent/memory"
+	"github.com/quicklime-ir/quicklime/proto/iomem"
 )
 
 // knockLimit bounds a try to reach somebody.
@@ -112,7 +113,7 @@ func Check(ctx context.Context, o Options) Report {
 	}
 	if f, err := os.Open("/proc/iomem"); err == nil {
 		defer f.Close()
-		if ranges, err := memory.SystemRAM(f); err == nil {
+		if ranges, err := iomem.SystemRAM(f); err == nil {
 			for _, x := range ranges {
 				r.RAMBytes += x.Len()
 			}

@@ -122,8 +122,10 @@ func prove(ctx context.Context, objects Objects, key ed25519.PublicKey, dir stri
 	}
 	p.Journal = proveJournal(ctx, objects, manifest, dir, keys, problem)
 	p.Unlisted = unlisted(manifest, dir, keys)
-	p.Report, err = evidence.Verify(ctx, objects, manifest, evidence.Options{})
-	return p, err
+	if p.Report, err = evidence.Verify(ctx, objects, manifest, evidence.Options{}); err != nil {
+		return p, err
+	}
+	return p, p.compareRAM(ctx, objects)
 }
 
 // proveJournal walks the chain, and finds the manifest's place in it.

@@ -19,25 +19,33 @@ import (
 
 const victim = "i-0123456789abcdef0"
 
-// sealed writes a case's objects into a folder, as the bucket would hold
-// them, and gives the key by which they verify.
-func sealed(t *testing.T) (dir string, key *custody.Key) {
+// put writes an object into a folder, as the bucket would hold it.
+func put(t *testing.T, dir, name string, body []byte) {
 	t.Helper()
-	dir = t.TempDir()
-	put := func(name string, body []byte) {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, body, 0o600); err != nil {
-			t.Fatal(err)
-		}
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
 	}
-	table := []byte("{\"pid\":1}\n")
-	part := evidence.Part{Number: 1, Size: uint64(len(table)), SHA256: sha256.Sum256(table), RawSize: uint64(len(table))}
-	item := evidence.Item{Kind: evidence.Volatile, Name: "processes", Format: evidence.JSONL, Compression: evidence.None, Status: evidence.Whole,
-		Key: "cases/c1/" + victim + "/volatile/processes.jsonl", Size: part.Size, Parts: []evidence.Part{part}, SHA256: evidence.Composite([]evidence.Part{part})}
-	put(item.Key, table)
+	if err := os.WriteFile(path, body, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// putItem writes an item of one part, and gives what a manifest says of it.
+func putItem(t *testing.T, dir string, kind evidence.Kind, name string, format evidence.Format, body []byte) evidence.Item {
+	t.Helper()
+	part := evidence.Part{Number: 1, Size: uint64(len(body)), SHA256: sha256.Sum256(body), RawSize: uint64(len(body))}
+	item := evidence.Item{Kind: kind, Name: name, Format: format, Compression: evidence.None, Status: evidence.Whole, Size: part.Size,
+		Key: "cases/c1/" + victim + "/" + string(kind) + "/" + name + "." + string(format), Parts: []evidence.Part{part},
+		SHA256: evidence.Composite([]evidence.Part{part})}
+	put(t, dir, item.Key, body)
+	return item
+}
+
+// seal writes the papers of a case of these items: a journal of three entries
+// and a manifest. It gives the key by which they verify.
+func seal(t *testing.T, dir string, items ...evidence.Item) *custody.Key {
+	t.Helper()
 	var head evidence.JournalHead
 	for n := 1; n <= 3; n++ {
 		var raw []byte
@@ -45,13 +53,13 @@ func sealed(t *testing.T) (dir string, key *custody.Key) {
 		if raw, head, err = custody.Next(head, time.Now(), map[string]int{"n": n}); err != nil {
 			t.Fatal(err)
 		}
-		put(locker.JournalKey("c1", victim, n), raw)
+		put(t, dir, locker.JournalKey("c1", victim, n), raw)
 	}
 	key, err := custody.NewKey(filepath.Join(t.TempDir(), "key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	envelope, err := custody.Seal(t.Context(), key, evidence.Manifest{Case: "c1", Instance: evidence.Instance{ID: victim}, Items: []evidence.Item{item}, Journal: head})
+	envelope, err := custody.Seal(t.Context(), key, evidence.Manifest{Case: "c1", Instance: evidence.Instance{ID: victim}, Items: items, Journal: head})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,9 +67,16 @@ func sealed(t *testing.T) (dir string, key *custody.Key) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(locker.SignatureKey("c1", victim), envelope)
-	put(locker.ManifestKey("c1", victim), payload)
-	return dir, key
+	put(t, dir, locker.SignatureKey("c1", victim), envelope)
+	put(t, dir, locker.ManifestKey("c1", victim), payload)
+	return key
+}
+
+// sealed writes a case of one table.
+func sealed(t *testing.T) (dir string, key *custody.Key) {
+	t.Helper()
+	dir = t.TempDir()
+	return dir, seal(t, dir, putItem(t, dir, evidence.Volatile, "processes", evidence.JSONL, []byte("{\"pid\":1}\n")))
 }
 
 func TestProve(t *testing.T) {

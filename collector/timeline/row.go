@@ -27,6 +27,7 @@ var tables = map[string][]rule{
 		{"logout", "Last Logout", "{source}: {user} {uid} on {tty} from {host} by {service}"}},
 	"systemd_units":  {{"last_trigger", "Timer Triggered", "{name}, {origin}"}},
 	"scheduled_jobs": {{"due", "Job Due", "{kind} job of {user}: {command}"}},
+	"shell_history":  {{"time", "Command Run", "{user} {file}: {command}"}},
 	"shell_memory":   {{"time", "Command Run", "{exe} {pid}: {command}"}},
 	"audit":          {{"time", "Audit Event", "{type} {serial}: {fields}"}},
 	"host":           {{"booted", "Host Booted", "{hostname} booted"}},

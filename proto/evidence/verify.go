@@ -58,6 +58,7 @@ type ItemReport struct {
 	GapBytes  uint64      // missing memory included; at most math.MaxUint64
 	Reasons   []GapReason // the same, by reason, ascending
 	Checks    []Check
+	Notes     []string // what could not be asked, and why
 }
 
 // GapReason is how many gaps an image has for one reason.

@@ -49,6 +49,9 @@ func (r ItemReport) writeText(w io.Writer) {
 		}
 		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-7s %s: %s", verdict, word(c.Name), Plain(c.Detail)), ": "))
 	}
+	for _, note := range r.Notes {
+		fmt.Fprintf(w, "  note    %s\n", Plain(note))
+	}
 	for i, m := range r.Missing {
 		if i == maxMissing {
 			fmt.Fprintf(w, "          and %d more ranges\n", len(r.Missing)-i)

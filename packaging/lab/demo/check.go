@@ -91,6 +91,9 @@ func (e evidence) proven(ctx context.Context) (string, error) {
 			fmt.Fprint(e.out, line)
 		}
 	}
+	if !strings.Contains(string(said), "are those of the host's /proc/iomem") {
+		return "", fmt.Errorf("verify did not hold the image's RAM against /proc/iomem\n%s", said)
+	}
 	return "PROVEN", nil
 }
 

@@ -22,9 +22,11 @@ import (
 type Options struct {
 	Binaries world.Binaries
 	Kit      *guest.Kit
-	Memory   string    // auto, kcore or lime
-	Keep     string    // folder that keeps what was made; "" keeps nothing
-	Out      io.Writer // for the person who watches
+	Memory   string // auto, kcore or lime
+	// MemoryMiB is how much memory the instance has; 0 is 512.
+	MemoryMiB int
+	Keep      string    // folder that keeps what was made; "" keeps nothing
+	Out       io.Writer // for the person who watches
 }
 
 // Limits of the demo. Software emulation is slow, so they are wide.
@@ -125,7 +127,7 @@ func boot(ctx context.Context, o Options, w *world.World, console io.Writer) (*g
 	if err != nil {
 		return nil, guest.Facts{}, err
 	}
-	cfg.Console = console
+	cfg.Console, cfg.MemoryMiB = console, o.MemoryMiB
 	vm, err := guest.Boot(ctx, cfg)
 	if err != nil {
 		return nil, guest.Facts{}, err

@@ -83,6 +83,7 @@ func whole(t *testing.T, w *world.World) {
 // it. So it does when the collector dies meanwhile: what was asked outlives
 // it.
 func TestACaptureIsPaused(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name      string
 		meanwhile func(*testing.T, *world.World)

@@ -170,6 +170,7 @@ func firstTries(n int) func(*http.Request) bool {
 // TestTheWayToS3: what happens to parts on their way is mended, and none but
 // the granted bytes become evidence.
 func TestTheWayToS3(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name  string
 		fault bucket.Fault
@@ -223,6 +224,7 @@ func TestDiscordIsBusy(t *testing.T) {
 // TestACaptureThatGetsNowhere: S3 takes nothing for good. Each capture is
 // given up, by its stall or by its deadline, and the rest goes on.
 func TestACaptureThatGetsNowhere(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name  string
 		flags []string

@@ -96,6 +96,7 @@ func awaitEmptyQueue(t *testing.T, w *world.World) {
 
 // TestWhoIsOnlyTold: findings that must not start anything.
 func TestWhoIsOnlyTold(t *testing.T) {
+	t.Parallel()
 	sample := world.Compromised(world.Victim)
 	sample.Sample = true
 	tests := []struct {

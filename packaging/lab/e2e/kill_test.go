@@ -39,6 +39,7 @@ const (
 // partial and says what it lacks; and what was stored before an agent began is
 // not stored again.
 func TestTheAgentIsKilledAtAnyMoment(t *testing.T) {
+	t.Parallel()
 	left := kills
 	if testing.Short() {
 		left = shortKills

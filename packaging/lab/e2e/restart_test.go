@@ -94,6 +94,7 @@ func TestADeathForEachStep(t *testing.T) {
 // while a step is being taken, and starts it again: no step is lost, nothing
 // is made twice, and the evidence is proven.
 func TestTheCollectorDiesInEachStep(t *testing.T) {
+	t.Parallel()
 	for _, d := range deaths() {
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()

@@ -75,6 +75,7 @@ func verify(t *testing.T, w *world.World) string {
 
 // TestTheMainJob: a finding comes in, and at the end all of it is there.
 func TestTheMainJob(t *testing.T) {
+	t.Parallel()
 	w := start(t, nil)
 	attach(t, w, world.Victim)
 	if err := w.Find(world.Compromised(world.Victim)); err != nil {

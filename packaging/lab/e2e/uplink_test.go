@@ -15,6 +15,7 @@ import (
 // TestWhatS3MayDo: grants run out, parts trickle, answers are wrong. The image
 // is whole all the same, and no part is stored twice.
 func TestWhatS3MayDo(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name  string
 		fault bucket.Fault
@@ -67,6 +68,7 @@ const awayFor = time.Minute
 // TestTheCollectorIsAwayForAMinute in the middle of the dump. The agent holds
 // what it has read, and goes on where it was.
 func TestTheCollectorIsAwayForAMinute(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("a minute is a minute; not with -short")
 	}

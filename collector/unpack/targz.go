@@ -1,0 +1,141 @@
+package unpack
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/quicklime-ir/quicklime/collector/proof"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+)
+
+// trailer is how a tar ends, in bytes, all zero. Source: POSIX, pax, ustar
+// Interchange Format.
+const trailer = 1024
+
+// gzipLevel trades some size for speed: logs are most of it.
+const gzipLevel = 3
+
+// ToTarGz writes a case as one tar.gz. The host's files stand in it as they do
+// in the stored tar, to the byte: PAX records, holes, links and all.
+func ToTarGz(ctx context.Context, objects proof.Objects, m evidence.Manifest, w io.Writer) (Result, error) {
+	zip, err := gzip.NewWriterLevel(w, gzipLevel)
+	if err != nil {
+		return Result{}, err
+	}
+	a := &archive{w: zip, tar: tar.NewWriter(zip), made: m.Made}
+	faulty, err := each(ctx, objects, m, a)
+	if err == nil {
+		if err = errors.Join(a.tar.Close(), zip.Close()); err != nil {
+			err = fmt.Errorf("%w: %w", errOutput, err)
+		}
+	}
+	a.result.Faulty = faulty
+	return a.result, err
+}
+
+// archive writes a tar.
+type archive struct {
+	w      io.Writer // that tar writes to
+	tar    *tar.Writer
+	made   time.Time // of what has no time
+	result Result
+}
+
+func (a *archive) begin(h *tar.Header) error {
+	a.result.Members++
+	if err := a.tar.WriteHeader(h); err != nil {
+		return fmt.Errorf("%w %.200q: %w", errOutput, h.Name, err)
+	}
+	return nil
+}
+
+// table implements out. Where the item ends too soon zeros stand for the rest,
+// as its length is written before it.
+func (a *archive) table(name string, size int64, _ evidence.Item, r io.Reader) error {
+	if err := a.begin(&tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: size, ModTime: a.made}); err != nil {
+		return err
+	}
+	return a.fill(size, r)
+}
+
+func (a *archive) fill(size int64, r io.Reader) error {
+	n, err := drain(a.tar, io.LimitReader(r, size))
+	if errors.Is(err, errOutput) {
+		return err
+	}
+	if n < size && err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	if _, zeros := drain(a.tar, io.LimitReader(zeroReader{}, size-n)); zeros != nil {
+		return zeros
+	}
+	return err
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// archive implements out.
+func (a *archive) archive(prefix string, item evidence.Item, r io.Reader) error {
+	if size := rawSize(item); prefix == "" && item.Status == evidence.Whole && size >= trailer {
+		return a.verbatim(size-trailer, r)
+	}
+	return members(r, func(h *tar.Header, body io.Reader) error { return a.member(prefix, h, body) })
+}
+
+// verbatim copies a whole tar but its end. The tar's writer is between two
+// members, so what it writes next follows.
+func (a *archive) verbatim(size int64, r io.Reader) error {
+	a.result.Members++
+	if err := a.tar.Flush(); err != nil {
+		return fmt.Errorf("%w: %w", errOutput, err)
+	}
+	if n, err := drain(a.w, io.LimitReader(r, size)); err != nil || n < size {
+		if err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		// Members that follow would be bytes of the one that was cut.
+		return fmt.Errorf("%w the archive, as the tar of files ends in the middle: %w", errOutput, err)
+	}
+	end, err := io.ReadAll(io.LimitReader(r, trailer+1))
+	if err != nil {
+		return err
+	}
+	if strings.Trim(string(end), "\x00") != "" || len(end) != trailer {
+		return fmt.Errorf("%w the archive: the tar of files does not end as a tar does", errOutput)
+	}
+	return nil
+}
+
+// member writes a member of another tar below prefix.
+func (a *archive) member(prefix string, h *tar.Header, body io.Reader) error {
+	within := strings.TrimSuffix(h.Name, "/")
+	name := path.Join(prefix, within)
+	if !safe(within) || !safe(name) || h.Size > maxMember {
+		a.result.Left++
+		return nil
+	}
+	h.Name, h.Format = name, tar.FormatPAX
+	switch h.Typeflag {
+	case tar.TypeDir:
+		h.Name += "/"
+	case tar.TypeLink:
+		h.Linkname = path.Join(prefix, h.Linkname)
+	}
+	h.PAXRecords = maps.Clone(h.PAXRecords)
+	maps.DeleteFunc(h.PAXRecords, func(k, _ string) bool { return strings.HasPrefix(k, "GNU.sparse.") }) // its holes are zeros from here on
+	if err := a.begin(h); err != nil {
+		return err
+	}
+	return a.fill(h.Size, body)
+}
