@@ -24,6 +24,7 @@ const (
 	CheckThreadName = "kernel_thread" // looks like a kernel thread and is none, or the other way round
 	CheckPreload    = "preload"       // ld.so.preload, or LD_PRELOAD or LD_AUDIT of a process
 	CheckModule     = "module_views"  // /proc/modules, /sys/module and kallsyms differ
+	CheckSocket     = "socket_views"  // sock_diag and /proc/net differ
 	CheckTaint      = "kernel_taint"  // the kernel calls itself tainted
 	CheckTracing    = "tracing"       // functions that ftrace changes, and kprobes
 	CheckHelper     = "kernel_helper" // programs that the kernel starts: core_pattern, modprobe, binfmt_misc
@@ -45,6 +46,7 @@ var checks = []func(*Host, *differ) error{
 	(*Host).checkEachProcess,
 	(*Host).checkPreloadFile,
 	(*Host).checkModules,
+	(*Host).checkSockets,
 	(*Host).checkTaint,
 	(*Host).checkTracing,
 	(*Host).checkHelpers,

@@ -27,7 +27,7 @@ func (c *collection) commands(h *Host, def *Definition) error {
 		switch {
 		case !command.Known(argv):
 			e.Note, e.Detail = NoteNotRun, Text(command.ErrUnknown.Error())
-		case h.path() != "/":
+		case !h.running():
 			e.Note, e.Detail = NoteNotRun, "the files are not those of the running host"
 		default:
 			err = c.command(def, argv, &e)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,35 +57,6 @@ type EBPFLink struct {
 	PIDs    []int  `json:"pids,omitempty"` // processes that hold it
 }
 
-// ebpfOwners finds the processes that hold programs, maps or links, by ID.
-// key is the line of /proc/PID/fdinfo/FD that names one: prog_id, map_id,
-// link_id. A link's also has the ID of its program, so the kind of the
-// descriptor, target, must fit.
-// Source: linux/kernel/bpf/syscall.c, bpf_prog_show_fdinfo and its like.
-func (h *Host) ebpfOwners(s *sheet, target, key string) (map[uint32][]int, error) {
-	owners := map[uint32][]int{}
-	var buf []byte
-	err := h.eachFD(s, maxScan, func(dir procDir, pid, fd int, link string) error {
-		if !strings.Contains(link, target) {
-			return nil
-		}
-		data, _, err := dir.read("fdinfo/"+strconv.Itoa(fd), buf, maxPath)
-		if err != nil {
-			if !gone(err) {
-				s.failed(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd), err)
-			}
-			return nil
-		}
-		buf = data
-		id, ok := fdinfoID(data, key)
-		if ok && len(owners) < maxEBPF && len(owners[id]) < maxEBPFOwners && !slices.Contains(owners[id], pid) {
-			owners[id] = append(owners[id], pid)
-		}
-		return nil
-	})
-	return owners, err
-}
-
 // fdinfoID reads the number that a line of fdinfo gives for key.
 func fdinfoID(data []byte, key string) (uint32, bool) {
 	for line := range strings.Lines(string(data)) {
@@ -102,7 +72,7 @@ func fdinfoID(data []byte, key string) (uint32, bool) {
 // eachEBPF gives each ID that next finds to do. A kernel that refuses, or has
 // no eBPF, is on record.
 func (h *Host) eachEBPF(s *sheet, what string, next func(uint32) (uint32, error), do func(id uint32) error) error {
-	if h.Root != "" && h.Root != "/" {
+	if !h.running() {
 		s.note(what, NoteNone, "asked of the running kernel alone, and this is another root")
 		return nil
 	}
@@ -127,7 +97,7 @@ func (h *Host) eachEBPF(s *sheet, what string, next func(uint32) (uint32, error)
 
 // fillEBPFPrograms writes the table ebpf_programs.
 func fillEBPFPrograms(h *Host, s *sheet) error {
-	owners, err := h.ebpfOwners(s, "bpf-prog", "prog_id")
+	owners, err := h.ebpfOwners(s, "prog_id")
 	if err != nil {
 		return err
 	}
@@ -177,7 +147,7 @@ func readEBPFProgram(id uint32) (*EBPFProgram, error) {
 
 // fillEBPFMaps writes the table ebpf_maps.
 func fillEBPFMaps(h *Host, s *sheet) error {
-	owners, err := h.ebpfOwners(s, "bpf-map", "map_id")
+	owners, err := h.ebpfOwners(s, "map_id")
 	if err != nil {
 		return err
 	}
@@ -212,11 +182,11 @@ func readEBPFMap(id uint32) (*EBPFMap, error) {
 
 // fillEBPFLinks writes the table ebpf_links.
 func fillEBPFLinks(h *Host, s *sheet) error {
-	if h.Root != "" && h.Root != "/" {
+	if !h.running() {
 		s.note("ebpf links", NoteNone, "asked of the running kernel alone, and this is another root")
 		return nil
 	}
-	owners, err := h.ebpfOwners(s, "bpf_link", "link_id")
+	owners, err := h.ebpfOwners(s, "link_id")
 	if err != nil {
 		return err
 	}

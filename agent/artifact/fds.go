@@ -10,9 +10,7 @@ import (
 
 // Bounds of what is read of descriptors.
 const (
-	maxOwners      = 64      // owners of a socket in its row
-	maxHolds       = 1 << 20 // owners of all sockets, some 32 MiB
-	maxScan        = 1 << 20 // descriptors of a process that are looked through for sockets
+	maxScan        = 1 << 20 // descriptors of a process that are looked through for what they hold
 	maxDescriptors = 4096    // descriptors of a process that get a row
 	maxOpenFiles   = 2 << 20 // and of all
 	maxLocks       = 8       // locks in a descriptor's row
@@ -103,28 +101,6 @@ func (h *Host) eachFDOf(s *sheet, pid, limit int, do func(dir procDir, pid, fd i
 		s.note(shown, NoteCut, fmt.Sprintf("more than %d descriptors", limit))
 	}
 	return nil
-}
-
-// socketOwners finds who holds each socket, by inode. An inode names a
-// socket in the whole system, whatever its network namespace.
-func (h *Host) socketOwners(s *sheet) (map[uint64][]SocketOwner, error) {
-	owners := map[uint64][]SocketOwner{}
-	holds := 0
-	err := h.eachFD(s, maxScan, func(_ procDir, pid, fd int, target string) error {
-		if err := s.ctx.Err(); err != nil || !strings.HasPrefix(target, "socket:[") {
-			return err
-		}
-		inode, err := parseTag(target, "socket")
-		if err != nil || holds >= maxHolds || len(owners[inode]) > maxOwners {
-			return nil
-		}
-		if holds++; holds == maxHolds {
-			s.note("/proc/*/fd", NoteCut, fmt.Sprintf("owners of sockets beyond %d", maxHolds))
-		}
-		owners[inode] = append(owners[inode], SocketOwner{pid, fd})
-		return nil
-	})
-	return owners, err
 }
 
 // fillOpenFiles writes the table open_files.

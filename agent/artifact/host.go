@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,6 +23,13 @@ type Host struct {
 	Version     string // of the agent, as the files' log tells it
 
 	hung atomic.Int32 // reads that were given up and have not returned
+
+	recent struct {
+		sync.Mutex
+		holders  *holders // what the last walk over all descriptors found, without the sockets
+		spaces   []namespace
+		spacesAt time.Time
+	}
 }
 
 // Limits bound a collection. A zero is the default.
@@ -77,8 +85,11 @@ func (h *Host) Volatile() []Table {
 		{"sockets", "Every socket of every network namespace, with all processes that hold it. Rows: Socket.", h, fillSockets},
 		{"open_files", "Every open file descriptor of every process. Rows: OpenFile.", h, fillOpenFiles},
 		{"threads", "Every thread of a process but its first. Rows: Thread.", h, fillThreads},
-		{"neighbours", "The ARP tables. Rows: Neighbour.", h, fillNeighbours},
+		{"conntrack", "The connections that the packet filter tracks. Rows: Connection.", h, fillConntrack},
+		{"neighbours", "The tables of ARP and NDP. Rows: Neighbour.", h, fillNeighbours},
 		{"routes", "The routing tables. Rows: Route.", h, fillRoutes},
+		{"routing_rules", "Which routing table is asked for which packets. Rows: RoutingRule.", h, fillRoutingRules},
+		{"nftables", "The packet filter's tables, chains, rules and sets, of nf_tables. Rows: PacketRule.", h, fillNFTables},
 		{"interfaces", "Network interfaces, their addresses and counters. Rows: Interface.", h, fillInterfaces},
 		{"logins", "The records of utmp, wtmp and btmp. Rows: Login.", h, fillLogins},
 		{"modules", "Kernel modules, as /proc and /sys each tell it. Rows: Module.", h, fillModules},
@@ -123,6 +134,10 @@ func (t Table) Write(ctx context.Context, w io.Writer, rec *Record) error {
 	err := t.fill(t.host, s)
 	return s.close(err)
 }
+
+// running tells whether the files are those of the running host, so that its
+// kernel can be asked about it.
+func (h *Host) running() bool { return h.path() == "/" }
 
 // path gives the place of a file of the host.
 func (h *Host) path(elem ...string) string {

@@ -7,31 +7,78 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// Route is a row of the table routes: a line of /proc/net/route, the main
-// IPv4 table, or of ipv6_route, every IPv6 table.
+// Route is a row of the table routes: a route of any table, as rtnetlink tells
+// it. Where that cannot be asked it is a line of /proc/net/route, the main IPv4
+// table, or of ipv6_route, which tell only the first fields.
 type Route struct {
 	NetNS       uint64 `json:"netns"`
-	Interface   Text   `json:"interface"`
+	Interface   Text   `json:"interface"`        // of the first way it leads
 	Destination string `json:"destination"`      // ADDRESS/BITS; 0.0.0.0/0 or ::/0 is the default
 	Source      string `json:"source,omitempty"` // IPv6 only
 	Gateway     string `json:"gateway,omitempty"`
 	Metric      uint64 `json:"metric"`
-	Flags       string `json:"flags"` // in hex, as in linux/route.h and ipv6_route.h
+	// Flags are in hex, as in linux/route.h and ipv6_route.h; rtnetlink knows
+	// of them 1 up, 2 gateway, 4 host and 200 reject.
+	Flags string `json:"flags"`
+
+	Table      uint32    `json:"table,omitempty"`    // 254 main, 255 local, 253 default
+	Type       string    `json:"type,omitempty"`     // unicast, local, broadcast, blackhole …
+	Protocol   string    `json:"protocol,omitempty"` // who made it: kernel, boot, static, ra, dhcp …
+	Scope      uint8     `json:"scope,omitempty"`    // 0 universe, 253 link, 254 host
+	PrefSource string    `json:"pref_source,omitempty"`
+	NextHops   []NextHop `json:"next_hops,omitempty"` // only where there are several, at most 256
+	NextHopID  uint32    `json:"next_hop_id,omitempty"`
 }
 
-// Neighbour is a row of the table neighbours: a line of /proc/net/arp.
+// NextHop is one of several ways that a route leads.
+type NextHop struct {
+	Interface Text   `json:"interface"`
+	Gateway   string `json:"gateway,omitempty"`
+	Weight    int    `json:"weight"`
+}
+
+// RoutingRule is a row of the table routing_rules: which table routes which
+// packets. What is left out matches any.
+type RoutingRule struct {
+	NetNS        uint64     `json:"netns"`
+	Family       string     `json:"family"` // inet, inet6, or its number
+	Priority     uint32     `json:"priority"`
+	Action       string     `json:"action"`          // table, goto, nop, blackhole, unreachable, prohibit
+	Table        uint32     `json:"table,omitempty"` // as in the table routes
+	Goto         uint32     `json:"goto,omitempty"`  // a priority
+	Not          bool       `json:"not,omitempty"`   // it holds for what does not match
+	From         string     `json:"from,omitempty"`
+	To           string     `json:"to,omitempty"`
+	InInterface  Text       `json:"in_interface,omitempty"`
+	OutInterface Text       `json:"out_interface,omitempty"`
+	Mark         uint32     `json:"mark,omitempty"`
+	Mask         uint32     `json:"mask,omitempty"` // of the mark
+	TOS          uint8      `json:"tos,omitempty"`
+	IPProtocol   uint8      `json:"ip_protocol,omitempty"`
+	UIDs         *[2]uint32 `json:"uids,omitempty"` // first and last
+	SrcPorts     *[2]uint16 `json:"src_ports,omitempty"`
+	DstPorts     *[2]uint16 `json:"dst_ports,omitempty"`
+	Protocol     string     `json:"protocol,omitempty"` // who made it, as of a route
+}
+
+// Neighbour is a row of the table neighbours: an entry of the tables of ARP and
+// NDP, or where these cannot be asked for a line of /proc/net/arp.
 type Neighbour struct {
 	NetNS     uint64 `json:"netns"`
 	IP        string `json:"ip"`
 	MAC       string `json:"mac"`
 	Interface Text   `json:"interface"`
-	Flags     string `json:"flags"` // in hex, as in linux/if_arp.h: 2 complete, 4 permanent
+	Flags     string `json:"flags"`           // in hex, as in linux/if_arp.h: 2 complete, 4 permanent, 8 answered for others
+	State     string `json:"state,omitempty"` // reachable, stale, failed …, by linux/neighbour.h
+	Router    bool   `json:"router,omitempty"`
 }
 
-// Interface is a row of the table interfaces. Addresses of IPv4, flags and MAC
-// are known for the agent's own network namespace only.
+// Interface is a row of the table interfaces. Where rtnetlink cannot be asked
+// its name, counters and IPv6 addresses alone are known.
 type Interface struct {
 	NetNS     uint64   `json:"netns"`
 	Name      Text     `json:"name"`
@@ -45,41 +92,75 @@ type Interface struct {
 	RxPackets uint64   `json:"rx_packets"`
 	TxBytes   uint64   `json:"tx_bytes"`
 	TxPackets uint64   `json:"tx_packets"`
+
+	RxErrors    uint64 `json:"rx_errors,omitempty"`
+	TxErrors    uint64 `json:"tx_errors,omitempty"`
+	RxDropped   uint64 `json:"rx_dropped,omitempty"`
+	TxDropped   uint64 `json:"tx_dropped,omitempty"`
+	Kind        Text   `json:"kind,omitempty"` // veth, bridge, vxlan, wireguard …; none of a physical one
+	Alias       Text   `json:"alias,omitempty"`
+	AltNames    []Text `json:"alt_names,omitempty"`
+	PermMAC     string `json:"perm_mac,omitempty"`    // that it was made with
+	Master      Text   `json:"master,omitempty"`      // the bridge, bond or VRF that it is part of
+	Parent      int    `json:"parent,omitempty"`      // index of what it is on top of, or of a veth's other end
+	ParentNetNS *int32 `json:"parent_nsid,omitempty"` // where that is in another namespace: the number that this one gives it
+	State       string `json:"state,omitempty"`       // up, down, dormant …, by RFC 2863
+	Promiscuity uint32 `json:"promiscuity,omitempty"` // how many ask for all packets
+	AllMulti    uint32 `json:"allmulti,omitempty"`    // and for all multicast ones
+	XDP         uint32 `json:"xdp_program,omitempty"` // as in the table ebpf_programs: it sees packets before the kernel
 }
 
-// perNamespace writes a row for each line of a file of every network
-// namespace that parse has one for; the heading is skipped by having none.
-func perNamespace[R any](h *Host, s *sheet, file string, parse func(line []byte) *R, place func(*R, namespace)) error {
-	spaces, err := h.namespaces(s, "net")
-	if err != nil {
-		return err
-	}
-	for _, ns := range spaces {
-		err := h.throughNamespace(s, ns, "net/"+file, func(line []byte) error {
-			row := parse(line)
-			if row == nil {
-				return nil
+// throughProc writes a row for each line of a file of a network namespace that
+// parse has one for; the heading is skipped by having none.
+func throughProc[R any](h *Host, s *sheet, ns namespace, file string, parse func(line []byte) *R, place func(*R, namespace)) error {
+	return h.throughNamespace(s, ns, "net/"+file, func(line []byte) error {
+		row := parse(line)
+		if row == nil {
+			return nil
+		}
+		place(row, ns)
+		return s.put(row)
+	})
+}
+
+func fillRoutes(h *Host, s *sheet) error {
+	return h.eachNetSpace(s, unix.NETLINK_ROUTE, "routes", askRoutes, func(ns namespace) error {
+		place := func(r *Route, ns namespace) { r.NetNS = ns.id }
+		if err := throughProc(h, s, ns, "route", parseRoute, place); err != nil {
+			return err
+		}
+		return throughProc(h, s, ns, "ipv6_route", parseRoute6, place)
+	})
+}
+
+func fillNeighbours(h *Host, s *sheet) error {
+	return h.eachNetSpace(s, unix.NETLINK_ROUTE, "neighbours", askNeighbours, func(ns namespace) error {
+		return throughProc(h, s, ns, "arp", parseARP, func(n *Neighbour, ns namespace) { n.NetNS = ns.id })
+	})
+}
+
+// fillInterfaces writes the table interfaces.
+func fillInterfaces(h *Host, s *sheet) error {
+	return h.eachNetSpace(s, unix.NETLINK_ROUTE, "interfaces", askInterfaces, func(ns namespace) error {
+		addresses := map[string][]string{}
+		err := h.throughNamespace(s, ns, "net/if_inet6", func(line []byte) error {
+			if name, address := parseIfInet6(line); name != "" && len(addresses[name]) < maxWord {
+				addresses[name] = append(addresses[name], address)
 			}
-			place(row, ns)
-			return s.put(row)
+			return nil
 		})
 		if err != nil {
 			return err
 		}
-	}
-	return nil
+		return throughProc(h, s, ns, "dev", parseDev, func(row *Interface, ns namespace) {
+			row.NetNS, row.Addresses = ns.id, addresses[string(row.Name)]
+		})
+	})
 }
 
-func fillRoutes(h *Host, s *sheet) error {
-	place := func(r *Route, ns namespace) { r.NetNS = ns.id }
-	if err := perNamespace(h, s, "route", parseRoute, place); err != nil {
-		return err
-	}
-	return perNamespace(h, s, "ipv6_route", parseRoute6, place)
-}
-
-func fillNeighbours(h *Host, s *sheet) error {
-	return perNamespace(h, s, "arp", parseARP, func(n *Neighbour, ns namespace) { n.NetNS = ns.id })
+// fillRoutingRules writes the table routing_rules, which no file of /proc has.
+func fillRoutingRules(h *Host, s *sheet) error {
+	return h.eachNetSpace(s, unix.NETLINK_ROUTE, "routing rules", askRoutingRules, nil)
 }
 
 // parseRoute reads a line of route: Iface Destination Gateway Flags RefCnt Use
@@ -156,71 +237,6 @@ func parseARP(line []byte) *Neighbour {
 		return nil
 	}
 	return &Neighbour{IP: addr.String(), MAC: f[3], Interface: Text(f[5]), Flags: f[2]}
-}
-
-// fillInterfaces writes the table interfaces.
-func fillInterfaces(h *Host, s *sheet) error {
-	spaces, err := h.namespaces(s, "net")
-	if err != nil {
-		return err
-	}
-	own, _ := h.namespaceOf("self", "net")
-	for _, ns := range spaces {
-		addresses := map[string][]string{}
-		err := h.throughNamespace(s, ns, "net/if_inet6", func(line []byte) error {
-			if name, address := parseIfInet6(line); name != "" && len(addresses[name]) < maxWord {
-				addresses[name] = append(addresses[name], address)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		err = h.throughNamespace(s, ns, "net/dev", func(line []byte) error {
-			row := parseDev(line)
-			if row == nil {
-				return nil
-			}
-			row.NetNS, row.Addresses = ns.id, addresses[string(row.Name)]
-			if ns.id == own && own != 0 {
-				row.describe(s)
-			}
-			return s.put(row)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// describe adds what netlink tells of an interface of our own namespace.
-func (i *Interface) describe(s *sheet) {
-	known, err := net.InterfaceByName(string(i.Name))
-	if err != nil {
-		s.failed("interface "+string(i.Name), err)
-		return
-	}
-	i.Index, i.MTU, i.MAC = known.Index, known.MTU, known.HardwareAddr.String()
-	i.Flags = strings.Split(known.Flags.String(), "|")
-	i.Promisc = promiscuous(string(i.Name))
-	addresses, err := known.Addrs()
-	if err != nil {
-		s.failed("interface "+string(i.Name), err)
-		return
-	}
-	i.Addresses = nil
-	for _, a := range addresses[:min(len(addresses), maxWord)] {
-		i.Addresses = append(i.Addresses, a.String())
-	}
-}
-
-const flagPromisc = 0x100 // IFF_PROMISC of linux/if.h
-
-func promiscuous(name string) bool {
-	data, err := readSmall("/sys/class/net/"+name+"/flags", maxWord)
-	flags, err2 := strconv.ParseUint(strings.TrimSpace(string(data)), 0, 32)
-	return err == nil && err2 == nil && flags&flagPromisc != 0
 }
 
 // parseDev reads a line of dev: NAME: then eight counters received and eight

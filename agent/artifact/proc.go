@@ -147,7 +147,8 @@ func eachName(fd int, path string, limit int, do func(name string) error) (more 
 // namespace is one namespace of some kind, and processes that are in it.
 type namespace struct {
 	id   uint64
-	pids []int // at most witnesses of them, ascending
+	pids []int  // at most witnesses of them, ascending
+	file string // that holds it, where no process is in it
 }
 
 // witnesses is how many processes of a namespace are kept, as any of them may
@@ -229,21 +230,34 @@ func parseTag(target, kind string) (uint64, error) {
 // throughNamespace opens the file name of the first process of ns that is
 // still there, and gives its lines to do.
 func (h *Host) throughNamespace(s *sheet, ns namespace, name string, do func(line []byte) error) error {
-	shown := fmt.Sprintf("/proc/%d/%s", ns.pids[0], name)
-	for _, pid := range ns.pids {
-		f, err := openRegular(h.path("proc", strconv.Itoa(pid), name))
-		if gone(err) {
-			continue
-		}
-		if err != nil {
-			s.failed(shown, err)
-			return nil
-		}
-		defer f.Close()
-		return s.linesOf(shown, f, do)
+	if len(ns.pids) == 0 {
+		s.note("/proc/*/"+name, NoteNone, fmt.Sprintf("no process is in namespace %d, which %s holds", ns.id, ns.file))
+		return nil
 	}
-	s.note(shown, NoteNone, "")
-	return nil
+	f, _, err := h.openThrough(ns, name)
+	shown := fmt.Sprintf("/proc/%d/%s", ns.pids[0], name)
+	switch {
+	case gone(err):
+		s.note(shown, NoteNone, "")
+		return nil
+	case err != nil:
+		s.failed(shown, err)
+		return nil
+	}
+	defer f.Close()
+	return s.linesOf(shown, f, do)
+}
+
+// openThrough opens the file name of the first process of ns that is still
+// there, and tells which one that is.
+func (h *Host) openThrough(ns namespace, name string) (f *os.File, pid int, err error) {
+	for _, pid = range ns.pids {
+		f, err = openRegular(h.path("proc", strconv.Itoa(pid), name))
+		if !gone(err) {
+			break
+		}
+	}
+	return f, pid, err
 }
 
 // booted tells when the host started, by its wall clock as it is now set and

@@ -18,10 +18,21 @@ import (
 const childVariable = "ARTIFACT_TEST_CHILD"
 
 // child says that it is there, and waits until its standard input ends. Where
-// overVariable names a process it first mounts an empty folder over that one's.
+// overVariable names a process it first mounts an empty folder over that one's;
+// where filterVariable is set it plants a packet filter, where talkVariable is
+// it talks to itself.
 func child() {
 	if over := os.Getenv(overVariable); over != "" {
 		hideProcess(over)
+	}
+	if os.Getenv(filterVariable) != "" {
+		if err := plantFilter(); err != nil {
+			os.Stdout.WriteString("cannot plant a packet filter: " + err.Error() + "\n")
+			os.Exit(1)
+		}
+	}
+	if os.Getenv(talkVariable) != "" {
+		talk()
 	}
 	os.Stdout.WriteString("ready\n")
 	io.Copy(io.Discard, os.Stdin)

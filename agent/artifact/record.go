@@ -60,6 +60,7 @@ const (
 	NoteAgain      = "again"       // found, and left out as the tar has it already; Detail counts
 	NoteNotRun     = "not_run"     // a command that was not started; Detail says why
 	NoteLocation   = "location"    // a place that was only looked at; Detail says what is there
+	NoteFallback   = "fallback"    // Path was read in place of a source that tells more; Detail says why
 	NoteOdd        = "odd"         // bytes that do not have the form that was expected
 )
 

@@ -11,11 +11,14 @@ import (
 )
 
 // Socket is a row of the table sockets. Fields that its kind does not have
-// are left out.
+// are left out, and so are those that only sock_diag tells where /proc/net had
+// to do; the record says where. A socket that waits for others is one in LISTEN,
+// or of UDP and UNCONNECTED.
 type Socket struct {
 	NetNS uint64 `json:"netns"` // inode of the network namespace; 0 where it could not be asked
-	// Kind is the name of the /proc/net file: tcp, tcp6, udp, udp6, udplite,
-	// udplite6, icmp, icmp6, raw, raw6, unix, packet or netlink.
+	// Kind is tcp, tcp6, udp, udp6, udplite, udplite6, icmp, icmp6, raw, raw6,
+	// unix, packet or netlink, as the file of /proc/net is called; or mptcp,
+	// mptcp6, sctp, sctp6, dccp, dccp6 or vsock, which have none.
 	Kind  string `json:"kind"`
 	State string `json:"state,omitempty"` // LISTEN, ESTABLISHED …
 	// The ends of an internet socket. A port of 0 is left out. For raw and
@@ -24,21 +27,64 @@ type Socket struct {
 	LocalPort  uint16 `json:"local_port,omitempty"`
 	RemoteIP   string `json:"remote_ip,omitempty"`
 	RemotePort uint16 `json:"remote_port,omitempty"`
-	SendQueue  uint64 `json:"send_queue,omitempty"` // bytes, internet sockets only
-	RecvQueue  uint64 `json:"recv_queue,omitempty"` // bytes; of a listening socket, connections
+	// Bytes, of internet and unix sockets. Of a listening one SendQueue is how
+	// many connections may wait, where sock_diag tells, and RecvQueue how many do.
+	SendQueue uint64 `json:"send_queue,omitempty"`
+	RecvQueue uint64 `json:"recv_queue,omitempty"`
 
 	Path     Text   `json:"path,omitempty"`     // unix; a leading @ is the abstract name space
-	Type     string `json:"type,omitempty"`     // unix, packet: stream, dgram, raw, seqpacket
+	Type     string `json:"type,omitempty"`     // unix, packet, netlink, vsock: stream, dgram, raw, seqpacket
 	Protocol string `json:"protocol,omitempty"` // packet: EtherType in hex; netlink: its number
-	IfIndex  int    `json:"ifindex,omitempty"`  // packet
+	IfIndex  int    `json:"ifindex,omitempty"`  // packet; an internet socket that is bound to an interface
 	PortID   uint32 `json:"port_id,omitempty"`  // netlink: most often a PID
-	Groups   string `json:"groups,omitempty"`   // netlink: multicast groups, in hex
+	Groups   string `json:"groups,omitempty"`   // netlink: multicast groups, 32 of them, in hex
 
-	UID   *uint32 `json:"uid,omitempty"` // unix and netlink do not tell
+	UID   *uint32 `json:"uid,omitempty"` // netlink and vsock do not tell, nor unix before Linux 5.3
 	Inode uint64  `json:"inode"`         // 0 for a socket without a process, as in TIME_WAIT
 	// Owners are all the processes that hold it, at most 64.
 	Owners          []SocketOwner `json:"owners,omitempty"`
 	OwnersTruncated bool          `json:"owners_truncated,omitempty"`
+
+	// What follows sock_diag alone tells.
+	Cookie      uint64   `json:"cookie,omitempty"`    // names the socket while the host runs, also one without an inode
+	CgroupID    uint64   `json:"cgroup_id,omitempty"` // inode of its control group's folder, of version 2
+	Mark        uint32   `json:"mark,omitempty"`      // SO_MARK
+	Timer       string   `json:"timer,omitempty"`     // internet: retransmit, keepalive, time_wait, probe
+	TimerMS     uint32   `json:"timer_ms,omitempty"`  // until it fires
+	Retransmits uint8    `json:"retransmits,omitempty"`
+	Congestion  string   `json:"congestion,omitempty"` // TCP's algorithm: cubic, bbr …
+	ULP         string   `json:"ulp,omitempty"`        // what rides on TCP in the kernel: tls, mptcp, espintcp
+	TCP         *TCPInfo `json:"tcp,omitempty"`
+	Peer        uint64   `json:"peer,omitempty"`        // unix: inode of the other end
+	FileInode   uint64   `json:"file_inode,omitempty"`  // unix: of the file that it is bound to
+	FileDevice  string   `json:"file_device,omitempty"` // unix: that file's, MAJOR:MINOR
+	Shutdown    uint8    `json:"shutdown,omitempty"`    // unix: 1 reads no more, 2 writes no more
+	PeerPortID  uint32   `json:"peer_port_id,omitempty"`
+	Fanout      bool     `json:"fanout,omitempty"` // packet: it shares what it takes with others
+	Filter      string   `json:"filter,omitempty"` // packet: classic BPF in hex, 8 bytes an instruction, at most 32 KiB of them
+	LocalCID    uint32   `json:"local_cid,omitempty"`
+	LocalVPort  uint32   `json:"local_vport,omitempty"` // vsock
+	RemoteCID   uint32   `json:"remote_cid,omitempty"`
+	RemoteVPort uint32   `json:"remote_vport,omitempty"`
+}
+
+// TCPInfo is what the kernel knows of a TCP connection. What it does not tell,
+// as an older one, is left out. Source: linux/uapi/linux/tcp.h, tcp_info.
+type TCPInfo struct {
+	RTTUS         uint32 `json:"rtt_us,omitempty"`
+	RTTVarUS      uint32 `json:"rttvar_us,omitempty"`
+	MinRTTUS      uint32 `json:"min_rtt_us,omitempty"`
+	RTOUS         uint32 `json:"rto_us,omitempty"`
+	SentMS        uint32 `json:"since_sent_ms,omitempty"`     // since data was last sent
+	ReceivedMS    uint32 `json:"since_received_ms,omitempty"` // and received
+	MTU           uint32 `json:"mtu,omitempty"`
+	Window        uint32 `json:"cwnd,omitempty"`          // segments
+	Retransmitted uint32 `json:"total_retrans,omitempty"` // segments, since the connection began
+	SegmentsOut   uint32 `json:"segments_out,omitempty"`
+	SegmentsIn    uint32 `json:"segments_in,omitempty"`
+	BytesSent     uint64 `json:"bytes_sent,omitempty"`
+	BytesAcked    uint64 `json:"bytes_acked,omitempty"`
+	BytesReceived uint64 `json:"bytes_received,omitempty"`
 }
 
 // SocketOwner is a process's hold on a socket.
@@ -51,56 +97,41 @@ type SocketOwner struct {
 // that has not the form of a row, which the first line, the heading, is.
 type socketParser func(line []byte) *Socket
 
-// socketFiles are the files of /proc/net that list sockets.
-var socketFiles = []struct {
-	name  string
-	parse socketParser
-}{
-	{"tcp", parseInet}, {"tcp6", parseInet}, {"udp", parseInet}, {"udp6", parseInet},
-	{"raw", parseInet}, {"raw6", parseInet}, {"icmp", parseInet}, {"icmp6", parseInet},
-	{"udplite", parseInet}, {"udplite6", parseInet},
-	{"packet", parsePacket}, {"unix", parseUnix}, {"netlink", parseNetlink},
-}
-
-// fillSockets writes the table sockets. It reads /proc/net itself: gopsutil
-// sees one network namespace, joins unix sockets of one type and listeners
-// that share a port into one, names one owner, and knows no raw, packet or
-// netlink sockets.
+// fillSockets writes the table sockets, of each network namespace by sock_diag,
+// or by /proc/net where the kernel has none. gopsutil sees one network
+// namespace, joins unix sockets of one type and listeners that share a port
+// into one, names one owner, and knows no raw, packet or netlink sockets.
 func fillSockets(h *Host, s *sheet) error {
-	owners, err := h.socketOwners(s)
+	held, err := h.walkHolders(s)
 	if err != nil {
 		return err
 	}
-	spaces, err := h.namespaces(s, "net")
+	spaces, err := h.netSpaces(s)
 	if err != nil {
 		return err
 	}
+	kinds := h.socketKinds(s)
 	for _, ns := range spaces {
-		for _, file := range socketFiles {
-			if err := h.fillSocketFile(s, ns, file.name, file.parse, owners); err != nil {
-				return err
-			}
+		if err := h.fillSpace(s, ns, kinds, held); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (h *Host) fillSocketFile(s *sheet, ns namespace, name string, parse socketParser, owners map[uint64][]SocketOwner) error {
+func (h *Host) fillSocketFile(s *sheet, ns namespace, name string, parse socketParser, held *holders) error {
 	// A row is held until the next begins: a unix socket's path may hold line
 	// ends, so lines that are no row belong to the path before them. A path
 	// that itself looks like a row cannot be told from one here.
-	var held *Socket
+	var last *Socket
 	flush := func() error {
-		if held == nil {
+		if last == nil {
 			return nil
 		}
-		held.Kind, held.NetNS = name, ns.id
-		held.State = socketState(name, held.State)
-		held.Owners = owners[held.Inode]
-		if len(held.Owners) > maxOwners {
-			held.Owners, held.OwnersTruncated = held.Owners[:maxOwners], true
-		}
-		return s.put(held)
+		last.Kind, last.NetNS = name, ns.id
+		last.State = socketState(name, last.State)
+		held.own(last)
+		return s.put(last)
 	}
 	first := true
 	err := h.throughNamespace(s, ns, "net/"+name, func(line []byte) error {
@@ -110,11 +141,11 @@ func (h *Host) fillSocketFile(s *sheet, ns namespace, name string, parse socketP
 		switch {
 		case row != nil:
 			err := flush()
-			held = row
+			last = row
 			return err
 		case heading:
-		case name == "unix" && held != nil && len(held.Path) < maxPath:
-			held.Path += "\n" + clip(line, maxPath-len(held.Path))
+		case name == "unix" && last != nil && len(last.Path) < maxPath:
+			last.Path += "\n" + clip(line, maxPath-len(last.Path))
 		case len(line) > 0:
 			s.note("/proc/net/"+name, NoteOdd, string(clip(line, maxWord)))
 		}

@@ -140,12 +140,12 @@ func TestRoutes(t *testing.T) {
 		"eth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0": {Interface: "eth0", Destination: "0.0.0.0/0", Gateway: "10.0.0.1", Metric: 100, Flags: "0003"},
 		"eth0\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0":   {Interface: "eth0", Destination: "10.0.0.0/24", Flags: "0001"},
 	} {
-		if got := parseRoute([]byte(line)); got == nil || *got != want {
+		if got := parseRoute([]byte(line)); !cmp.Equal(got, &want) {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 	}
 	got := parseRoute6([]byte("fe800000000000000000000000000000 40 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000100 00000001 00000000 00000001     eth0"))
-	if got == nil || *got != (Route{Interface: "eth0", Destination: "fe80::/64", Gateway: "fe80::1", Metric: 256, Flags: "00000001"}) {
+	if !cmp.Equal(got, &Route{Interface: "eth0", Destination: "fe80::/64", Gateway: "fe80::1", Metric: 256, Flags: "00000001"}) {
 		t.Errorf("got %+v", got)
 	}
 	if n := parseARP([]byte("10.0.0.1         0x1         0x2         02:aa:bb:cc:dd:ee     *        eth0")); n == nil || n.MAC != "02:aa:bb:cc:dd:ee" || n.Interface != "eth0" {

@@ -38,11 +38,12 @@ const (
 	Kcore  = "kcore"  // reading /proc/kcore, against dd
 	Object = "object" // from an order to an object, against the seed's ways
 	Encode = "encode" // packing, against zstd and plain SHA-256
-	Live   = "live"   // live response on a busy host, against ps, ss and lsof
+	Live   = "live"   // live response on a busy host, against ps, ss and lsof, and the commands by hand
+	Walk   = "walk"   // the walks of a tree of files, against find and tar
 )
 
 // Parts are all of them.
-var Parts = []string{Kcore, Object, Encode, Live}
+var Parts = []string{Kcore, Object, Encode, Live, Walk}
 
 // Run measures. It stops at the first thing that fails: a figure that could
 // not be had is not printed.
@@ -52,13 +53,14 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if slices.Contains(o.Parts, Encode) {
-		if err := encode(ctx, o); err != nil {
-			return err
+	for _, part := range []struct {
+		name string
+		run  func(context.Context, Options) error
+	}{{Encode, encode}, {Live, live}, {Walk, walk}} {
+		if !slices.Contains(o.Parts, part.name) {
+			continue
 		}
-	}
-	if slices.Contains(o.Parts, Live) {
-		if err := live(ctx, o); err != nil {
+		if err := part.run(ctx, o); err != nil {
 			return err
 		}
 	}

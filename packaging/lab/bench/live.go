@@ -90,12 +90,12 @@ func live(ctx context.Context, o Options) error {
 	if err := errors.Join(err, cmd.Wait()); err != nil {
 		return fmt.Errorf("cannot measure on a busy host: %w", err)
 	}
-	return errors.Join(o.compare(costs), o.walks(ctx))
+	return o.compare(costs)
 }
 
-// walks holds the walks of a tree against find and tar: the benchmarks of the
+// walk holds the walks of a tree against find and tar: the benchmarks of the
 // agent's own room.
-func (o Options) walks(ctx context.Context) error {
+func walk(ctx context.Context, o Options) error {
 	said, err := command(ctx, o.Source, []string{fmt.Sprint("QUICKLIME_BENCH_FILES=", treeFiles)},
 		"go", "test", "-run", "^$", "-bench", "Bodyfile|FilesTar", "-benchtime", "3x", "-timeout", "30m", "./agent/artifact")
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -167,5 +168,6 @@ func Hold(ctx context.Context, n int) error {
 		return err
 	}
 	<-ctx.Done()
+	runtime.KeepAlive(held) // a collected connection is closed
 	return nil
 }
