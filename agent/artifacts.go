@@ -7,8 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/quicklime-ir/quicklime/agent/artifact"
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // artifactFlags add to what is collected of files.
@@ -26,7 +25,7 @@ func (f artifactFlags) files(log *slog.Logger) ([]definition.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, refused := range artifact.LoadDefinitions(artifact.Embedded(), files).Refused {
+	for _, refused := range definition.Load(definition.Embedded(), files).Refused {
 		log.Warn("artifact definition refused", "reason", refused.Error())
 	}
 	return files, nil
@@ -43,8 +42,8 @@ type listCmd struct{ artifactFlags }
 // set gives the agent's definitions, and those of the folder, if any.
 func (f artifactFlags) set(log *slog.Logger) (own, more *definition.Set, err error) {
 	files, err := f.files(log)
-	own = artifact.Embedded()
-	return own, artifact.LoadDefinitions(own, files), err
+	own = definition.Embedded()
+	return own, definition.Load(own, files), err
 }
 
 // Run prints a line for each definition: its name, and what it holds.
@@ -127,7 +126,7 @@ func (c *checkCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	set := artifact.LoadDefinitions(artifact.Embedded(), files)
+	set := definition.Load(definition.Embedded(), files)
 	for _, refused := range set.Refused {
 		if _, err := fmt.Fprintln(out, printable(refused.Error())); err != nil {
 			return err

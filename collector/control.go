@@ -70,6 +70,15 @@ func (c *caseLimitCmd) Run(ctx context.Context, out io.Writer) error {
 	return c.ask(ctx, out, &wire.ControlCaptureRequest{Limits: &wire.Limits{CpuPercent: c.CPU, BytesPerSecond: uint64(c.Bandwidth)}})
 }
 
+type caseCollectCmd struct {
+	controlFlags
+	ProcessMemory []int32 `help:"Process whose memory to take, as an ELF core; may be given several times, 64 in all." placeholder:"PID" required:""`
+}
+
+func (c *caseCollectCmd) Run(ctx context.Context, out io.Writer) error {
+	return c.ask(ctx, out, &wire.ControlCaptureRequest{ProcessMemory: c.ProcessMemory})
+}
+
 type caseWatchCmd struct{ controlFlags }
 
 // Run prints what the case does, each second, until its steps have ended.

@@ -78,10 +78,11 @@ type caseCmd struct {
 	Watch caseWatchCmd `cmd:"" help:"Follow a case, a line each second, until its steps have ended."`
 	Close caseCloseCmd `cmd:"" help:"Close a case, so that the next finding on its instance opens a new one."`
 
-	Pause  casePauseCmd  `cmd:"" help:"Have what is captured now stand still; the step's deadline goes on."`
-	Resume caseResumeCmd `cmd:"" help:"Have it go on."`
-	Limit  caseLimitCmd  `cmd:"" help:"Limit what is captured now: CPU and bandwidth of the host."`
-	Cancel caseCancelCmd `cmd:"" help:"End what is captured now; what is stored is kept as partial, and the case goes on."`
+	Collect caseCollectCmd `cmd:"" help:"Have more taken for a case, before its live capture begins."`
+	Pause   casePauseCmd   `cmd:"" help:"Have what is captured now stand still; the step's deadline goes on."`
+	Resume  caseResumeCmd  `cmd:"" help:"Have it go on."`
+	Limit   caseLimitCmd   `cmd:"" help:"Limit what is captured now: CPU and bandwidth of the host."`
+	Cancel  caseCancelCmd  `cmd:"" help:"End what is captured now; what is stored is kept as partial, and the case goes on."`
 }
 
 type caseListCmd struct {

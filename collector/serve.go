@@ -30,6 +30,7 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/playbook"
 	"github.com/quicklime-ir/quicklime/collector/steps"
 	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
@@ -58,6 +59,7 @@ type serveCmd struct {
 
 	MemorySource string `help:"Memory source: ${enum}." enum:"auto,kcore,lime" default:"auto"`
 	Compression  string `help:"Compression of evidence: ${enum}." enum:"auto,zstd,none" default:"auto"`
+	Artifacts    string `help:"Folder of definitions (*.yaml, in the format of ForensicArtifacts) of files that every case takes beside the agents' own; 64 files, 2 MiB in all." type:"path"`
 
 	// Without limits by default: a slow image is a smeared one, and while it is
 	// taken the intruder works on. Whose host it is can give it limits here, and
@@ -115,6 +117,10 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if err := desk.CheckLimits(limits); err != nil {
 		return nil, err
 	}
+	definitions, err := c.definitions()
+	if err != nil {
+		return nil, err
+	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
 	if s.store, err = store.OpenFiles(filepath.Join(c.Data, "store")); err != nil {
 		return nil, err
@@ -159,6 +165,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		Limits: steps.Limits{Agent: c.AgentWait, Stall: c.Stall, Volatile: c.VolatileLimit, Symbols: c.SymbolsLimit,
 			Memory: c.MemoryLimit, Live: c.LiveLimit, Image: c.ImageLimit},
 		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
+		Definitions: definitions,
 	}
 	cases := docket.New(docket.Config{Store: s.store, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
@@ -199,6 +206,42 @@ func (s *service) run(ctx context.Context) error {
 		group.Go(func() error { return s.queue.Run(ctx) })
 	}
 	return group.Wait()
+}
+
+// definitions reads what every case takes beside the agents' own. One that is
+// broken keeps the collector from starting, as nobody would miss what it names
+// before it is needed.
+func (c *serveCmd) definitions() ([]*wire.DefinitionFile, error) {
+	if c.Artifacts == "" {
+		return nil, nil
+	}
+	files, err := definition.ReadDir(c.Artifacts)
+	if err != nil {
+		return nil, err
+	}
+	if refused := definition.Load(definition.Embedded(), files).Refused; len(refused) > 0 {
+		var all []error
+		for _, one := range refused {
+			all = append(all, one)
+		}
+		return nil, fmt.Errorf("cannot have agents collect what %s says: %w", c.Artifacts, errors.Join(all...))
+	}
+	if len(files) > wire.MaxDefinitionFiles {
+		return nil, fmt.Errorf("cannot send the definitions of %s: %d files, want %d at most", c.Artifacts, len(files), wire.MaxDefinitionFiles)
+	}
+	var out []*wire.DefinitionFile
+	all := 0
+	for _, f := range files {
+		if len(f.YAML) > wire.MaxDefinitionBytes {
+			return nil, fmt.Errorf("cannot send %s: %d bytes, want %d at most", filepath.Join(c.Artifacts, f.Name), len(f.YAML), wire.MaxDefinitionBytes)
+		}
+		all += len(f.YAML)
+		out = append(out, &wire.DefinitionFile{Name: f.Name, Yaml: string(f.YAML)})
+	}
+	if all > wire.MaxDefinitionsBytes {
+		return nil, fmt.Errorf("cannot send the definitions of %s: %d bytes, want %d at most", c.Artifacts, all, wire.MaxDefinitionsBytes)
+	}
+	return out, nil
 }
 
 // signer loads the key, and makes one at the first start. The public key

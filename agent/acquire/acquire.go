@@ -18,11 +18,11 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact"
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
 	"github.com/quicklime-ir/quicklime/agent/memory"
 	"github.com/quicklime-ir/quicklime/agent/pack"
 	"github.com/quicklime-ir/quicklime/agent/throttle"
 	"github.com/quicklime-ir/quicklime/agent/upload"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 

@@ -13,8 +13,8 @@ import (
 
 	"github.com/quicklime-ir/quicklime/agent/arena"
 	"github.com/quicklime-ir/quicklime/agent/artifact"
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
 	"github.com/quicklime-ir/quicklime/agent/pack"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 

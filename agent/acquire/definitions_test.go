@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 

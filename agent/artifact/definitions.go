@@ -3,7 +3,7 @@ package artifact
 import (
 	"time"
 
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // Definition is what to collect of one artifact on this host: its sources that
@@ -51,22 +51,9 @@ var limits = map[string]struct {
 	"Initramfs":              {anyonesFile, 0, false},
 }
 
-// Embedded gives the agent's own definitions, the most volatile first, which is
-// the order to collect them in.
-func Embedded() *definition.Set { return LoadDefinitions(nil, definition.Embedded()) }
-
-// LoadDefinitions reads files of definitions, whose groups may name those of
-// base too.
-func LoadDefinitions(base *definition.Set, files []definition.File) *definition.Set {
-	return definition.Load(base, files, func(p string) error {
-		_, err := parsePattern(p)
-		return err
-	})
-}
-
 // Definitions lists what is collected without being told more.
 func Definitions() []Definition {
-	defs := definitionsOf(Embedded())
+	defs := definitionsOf(definition.Embedded())
 	for i := range defs {
 		l := limits[defs[i].Name]
 		defs[i].FileBytes, defs[i].TotalBytes, defs[i].Public = l.fileBytes, l.totalBytes, l.public
@@ -80,7 +67,7 @@ func Added(files []definition.File, rec *Record) []Definition {
 	if len(files) == 0 {
 		return nil
 	}
-	set := LoadDefinitions(Embedded(), files)
+	set := definition.Load(definition.Embedded(), files)
 	for _, refused := range set.Refused {
 		now := time.Now()
 		rec.Add(Entry{Source: "definitions", Path: clip(refused.File, maxPath), Error: clip(refused.Error(), maxPath), Started: now, Ended: now})

@@ -15,13 +15,13 @@ import (
 	"time"
 
 	"github.com/quicklime-ir/quicklime/agent/artifact/command"
-	"github.com/quicklime-ir/quicklime/agent/artifact/definition"
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // Our own definitions load whole, say what they hold, and have limits and
 // commands by names that there are.
 func TestDefinitionsAreSound(t *testing.T) {
-	set := Embedded()
+	set := definition.Embedded()
 	for _, refused := range set.Refused {
 		t.Error(refused)
 	}
@@ -225,7 +225,7 @@ func fetchArtifacts(t *testing.T) string {
 // they are.
 func TestDebiansDefinitions(t *testing.T) {
 	files := debianArtifacts(t)
-	set := LoadDefinitions(Embedded(), files)
+	set := definition.Load(definition.Embedded(), files)
 	for _, refused := range set.Refused {
 		t.Error(refused)
 	}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // member is a file read back from the tar.
@@ -447,7 +449,7 @@ func TestFilesFailWhenTheirPlaceDoes(t *testing.T) {
 
 func TestFilesCutDeepFolders(t *testing.T) {
 	root := t.TempDir()
-	deep := "var/log" + strings.Repeat("/d", defaultDepth)
+	deep := "var/log" + strings.Repeat("/d", definition.DefaultDepth)
 	place(t, root, map[string]string{deep + "/below": "x"})
 	got, record := collect(t, &Host{Root: root}, logs)
 	if got["[root]/"+deep+"/"].Header == nil || got["[root]/"+deep+"/below"].Header != nil {

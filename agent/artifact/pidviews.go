@@ -17,6 +17,7 @@ import (
 const (
 	maxPID     = 4 << 20  // PID_MAX_LIMIT of linux/threads.h
 	probeBatch = 16 << 10 // PIDs that are asked for before a rest as long as it took
+	probeTime  = 10 * time.Second
 	maxCgroups = 64 << 10
 	cgroupRead = 1 << 20 // of one cgroup.procs
 	tgidWithin = 256     // bytes of status: Tgid follows name, umask and state
@@ -133,11 +134,14 @@ func (h *Host) unlisted(s *sheet, listed map[int]bool, cgroups map[int]string) (
 }
 
 // probe asks for every number up to pid_max, at half of one processor's time.
+// Systemd sets pid_max to 4,194,304, which are a second or two; where system
+// calls are slow it is given up, with the highest numbers left.
 func (h *Host) probe(s *sheet, listed map[int]bool, suspect func(pid int)) error {
 	limit := maxPID
 	setInt(&limit, string(s.text(h.path("proc/sys/kernel/pid_max"), maxWord)))
 	limit = min(limit, maxPID)
-	started := time.Now()
+	began := time.Now()
+	started := began
 	for pid := 1; pid < limit; pid++ {
 		if there := exists(pid); there != listed[pid] && !(there && h.isThread(pid)) {
 			suspect(pid)
@@ -147,6 +151,10 @@ func (h *Host) probe(s *sheet, listed map[int]bool, suspect func(pid int)) error
 				return err
 			}
 			started = time.Now()
+			if started.Sub(began) > probeTime && pid+1 < limit {
+				s.note("/proc", NoteCut, fmt.Sprintf("processes are asked for by number up to %d, not to %d, as it took %v", pid, limit-1, probeTime))
+				break
+			}
 		}
 	}
 	return s.ctx.Err()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quicklime-ir/quicklime/proto/definition"
 )
 
 // Bounds of a walk.
@@ -58,16 +60,16 @@ func (w *walker) walk(def *Definition) error {
 func (w *walker) walkAll(patterns []string, locate bool) error {
 	w.locate = locate
 	for _, text := range patterns {
-		p, err := parsePattern(text)
+		p, err := definition.ParsePattern(text)
 		if err != nil {
 			return err
 		}
-		bases := []string{p.base}
-		if p.homes {
+		bases := []string{p.Base}
+		if p.Homes {
 			bases = w.homes
 		}
 		for _, base := range bases {
-			if err := w.walkBase(base, p.segments); err != nil {
+			if err := w.walkBase(base, p.Segments); err != nil {
 				return err
 			}
 		}
@@ -93,7 +95,7 @@ func (w *walker) found(n *node, at string) error {
 	return nil
 }
 
-func (w *walker) walkBase(base string, segments []segment) error {
+func (w *walker) walkBase(base string, segments []definition.Segment) error {
 	n, linked, err := w.open(base)
 	if errors.Is(err, errRefused) {
 		if w.first("fs:" + base) {
@@ -128,15 +130,15 @@ func (w *walker) open(base string) (n *node, linked bool, err error) {
 }
 
 // descend looks for segments in a folder.
-func (w *walker) descend(dir *node, at string, segments []segment) error {
+func (w *walker) descend(dir *node, at string, segments []definition.Segment) error {
 	if kind, refused := w.refused[dir.dev()]; refused {
 		if w.first("fs:" + at) {
 			w.note(at, NoteFileSystem, kind)
 		}
 		return nil
 	}
-	if segments[0].literal() {
-		return w.visit(dir.fd, segments[0].text, at, segments)
+	if segments[0].Literal() {
+		return w.visit(dir.fd, segments[0].Text, at, segments)
 	}
 	fd, err := dir.openDir()
 	if err != nil {
@@ -145,7 +147,7 @@ func (w *walker) descend(dir *node, at string, segments []segment) error {
 	}
 	var stop error
 	more, err := eachName(fd, at, maxNames, func(name string) error {
-		if segments[0].match(name) {
+		if segments[0].Match(name) {
 			stop = w.visit(fd, name, at, segments)
 		}
 		return stop
@@ -163,7 +165,7 @@ func (w *walker) descend(dir *node, at string, segments []segment) error {
 }
 
 // visit looks at one name that fits segments[0].
-func (w *walker) visit(dir int, name, at string, segments []segment) error {
+func (w *walker) visit(dir int, name, at string, segments []definition.Segment) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
@@ -190,11 +192,11 @@ func (w *walker) visit(dir int, name, at string, segments []segment) error {
 			return err
 		}
 	}
-	if seg.depth == 1 {
+	if seg.Depth == 1 {
 		w.note(at, NoteCut, "depth")
 	}
-	if seg.depth > 1 {
-		deeper := append([]segment{{text: seg.text, depth: seg.depth - 1}}, rest...)
+	if seg.Depth > 1 {
+		deeper := append([]definition.Segment{{Text: seg.Text, Depth: seg.Depth - 1}}, rest...)
 		return w.descend(n, at, deeper)
 	}
 	return nil

@@ -221,22 +221,15 @@ func orderFromWire(w *wire.Order) (Order, error) {
 	return o, nil
 }
 
-// Bounds of what an order for artifacts may name.
-const (
-	maxDefinitionFiles = 64
-	maxDefinitionBytes = 256 << 10 // of one file
-	maxProcessMemory   = 64
-)
-
 // choose reads what is to be taken beside the agent's own choice.
 func (o *Order) choose(c *wire.ArtifactCapture) error {
-	if len(c.GetDefinitions()) > maxDefinitionFiles || len(c.GetProcessMemory()) > maxProcessMemory {
+	if len(c.GetDefinitions()) > wire.MaxDefinitionFiles || len(c.GetProcessMemory()) > wire.MaxProcessMemory {
 		return fmt.Errorf("cannot run order %s: it names %d files of definitions and %d processes, want %d and %d at most",
-			o.ID, len(c.GetDefinitions()), len(c.GetProcessMemory()), maxDefinitionFiles, maxProcessMemory)
+			o.ID, len(c.GetDefinitions()), len(c.GetProcessMemory()), wire.MaxDefinitionFiles, wire.MaxProcessMemory)
 	}
 	for _, f := range c.GetDefinitions() {
-		if len(f.GetYaml()) > maxDefinitionBytes {
-			return fmt.Errorf("cannot run order %s: definitions %.80q have %d bytes, want %d at most", o.ID, f.GetName(), len(f.GetYaml()), maxDefinitionBytes)
+		if len(f.GetYaml()) > wire.MaxDefinitionBytes {
+			return fmt.Errorf("cannot run order %s: definitions %.80q have %d bytes, want %d at most", o.ID, f.GetName(), len(f.GetYaml()), wire.MaxDefinitionBytes)
 		}
 		if o.Definitions == nil {
 			o.Definitions = map[string]string{}

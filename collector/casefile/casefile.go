@@ -22,6 +22,9 @@ const (
 	maxFindings = 100
 	maxSeen     = 1000
 	maxControls = 1000 // what operators may ask of one case's captures
+
+	// MaxProcessMemory bounds the processes whose memory one capture takes.
+	MaxProcessMemory = 64
 )
 
 // State says where a case stands.
@@ -92,13 +95,16 @@ type Step struct {
 	Detail  string    `json:"detail,omitempty"`
 }
 
-// Control is what an operator asked of captures while they ran.
+// Control is what an operator asked of captures: while they ran, or of the live
+// one before it did.
 type Control struct {
 	Time   time.Time `json:"time"`
 	Orders []string  `json:"orders"`           // of the captures
 	Paused *bool     `json:"paused,omitempty"` // nil: as it is
 	Limits *Limits   `json:"limits,omitempty"` // nil: as they are
 	Cancel string    `json:"cancel,omitempty"` // why they are to end now; empty: they go on
+	// ProcessMemory is of which processes the memory is to be taken as well.
+	ProcessMemory []int32 `json:"processMemory,omitempty"`
 }
 
 // Limits bound what a capture may take from its host; zero is none.
@@ -118,6 +124,9 @@ func (c Control) String() string {
 	}
 	if c.Cancel != "" {
 		words = append(words, "ended: "+c.Cancel)
+	}
+	if len(c.ProcessMemory) > 0 {
+		words = append(words, fmt.Sprintf("to take the memory of %d", c.ProcessMemory))
 	}
 	return strings.Join(c.Orders, ", ") + " " + strings.Join(words, ", ")
 }
@@ -296,12 +305,32 @@ func (c Case) control(e Event) (Case, error) {
 	}
 	asked := *e.Control
 	asked.Time = e.Time
+	if len(asked.ProcessMemory) > 0 {
+		if err := c.mayTake(asked); err != nil {
+			return c, err
+		}
+	}
 	c.Controls = append(slices.Clone(c.Controls), asked)
 	return c, nil
 }
 
+// mayTake refuses what comes too late, or is too much.
+func (c Case) mayTake(asked Control) error {
+	for _, order := range asked.Orders {
+		step, ok := c.StepNamed(strings.TrimPrefix(order, c.ID+"/"))
+		if !ok || step.Tries > 0 {
+			return fmt.Errorf("cannot have the capture %s take more: it has begun, or the case has none", order)
+		}
+		before, _ := c.Asked(order)
+		if n := len(before.ProcessMemory) + len(asked.ProcessMemory); n > MaxProcessMemory {
+			return fmt.Errorf("cannot have the capture %s take the memory of %d processes: want %d at most", order, n, MaxProcessMemory)
+		}
+	}
+	return nil
+}
+
 // Asked is all that operators have asked of a capture: of each sort the last
-// holds. It is false where they have asked nothing.
+// holds, and of processes all. It is false where they have asked nothing.
 func (c Case) Asked(order string) (sum Control, ok bool) {
 	for _, asked := range c.Controls {
 		if !slices.Contains(asked.Orders, order) {
@@ -317,6 +346,7 @@ func (c Case) Asked(order string) (sum Control, ok bool) {
 		if asked.Cancel != "" {
 			sum.Cancel = asked.Cancel
 		}
+		sum.ProcessMemory = append(sum.ProcessMemory, asked.ProcessMemory...)
 	}
 	return sum, ok
 }

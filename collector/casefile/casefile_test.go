@@ -188,6 +188,27 @@ func TestWhatOperatorsAsked(t *testing.T) {
 	}
 }
 
+// TestMoreIsAskedForBeforeItBegins: of processes all that were named are taken,
+// up to a bound; once the step has begun, none is.
+func TestMoreIsAskedForBeforeItBegins(t *testing.T) {
+	order := opened(t).ID + "/memory" // this story's only capture
+	ask := func(pids ...int32) Event {
+		return Event{Type: Controlled, Time: at, Control: &Control{Orders: []string{order}, ProcessMemory: pids}}
+	}
+	c := apply(t, opened(t), ask(7), ask(8, 9))
+	got, _ := c.Asked(order)
+	if diff := cmp.Diff([]int32{7, 8, 9}, got.ProcessMemory); diff != "" || c.Controls[1].String() != order+" to take the memory of [8 9]" {
+		t.Error(diff, c.Controls)
+	}
+	if _, err := c.Apply(ask(make([]int32, MaxProcessMemory-2)...)); err == nil || !strings.Contains(err.Error(), "65 processes: want 64 at most") {
+		t.Errorf("too many: %v", err)
+	}
+	c = apply(t, c, Event{Type: StepStarted, Step: "memory", Time: at})
+	if _, err := c.Apply(ask(10)); err == nil || !strings.Contains(err.Error(), "it has begun") {
+		t.Errorf("too late: %v", err)
+	}
+}
+
 func TestACaseSurvivesItsJSON(t *testing.T) {
 	c := apply(t, opened(t), Event{Type: StepStarted, Step: "memory", Time: at},
 		Event{Type: Fact, Image: &evidence.Image{ID: "ami-1"}, Interfaces: []evidence.Interface{{ID: "eni-1", Before: []string{"sg-1"}}}})

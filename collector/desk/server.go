@@ -23,6 +23,7 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/docket"
 	"github.com/quicklime-ir/quicklime/collector/finding"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
@@ -155,6 +156,9 @@ func (d *Desk) ControlCapture(ctx context.Context, q *wire.ControlCaptureRequest
 	if err != nil {
 		return nil, answer(err)
 	}
+	if len(q.GetProcessMemory()) > 0 {
+		return d.takeMore(ctx, c.ID, q)
+	}
 	asked := casefile.Control{Orders: d.Fleet.Running(c.ID), Paused: q.Paused, Cancel: q.GetCancel()}
 	if len(asked.Orders) == 0 {
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot control captures of case %s: none runs now", c.ID)
@@ -169,10 +173,30 @@ func (d *Desk) ControlCapture(ctx context.Context, q *wire.ControlCaptureRequest
 	return &wire.ControlCaptureReply{OrderIds: d.Fleet.Control(q)}, nil
 }
 
+// takeMore writes down what the live capture is to take besides. The case
+// refuses it once that has begun, and the step reads it when it begins.
+func (d *Desk) takeMore(ctx context.Context, id string, q *wire.ControlCaptureRequest) (*wire.ControlCaptureReply, error) {
+	asked := casefile.Control{Orders: []string{id + "/" + string(evidence.Live)}, ProcessMemory: q.GetProcessMemory()}
+	if err := d.Docket.Control(ctx, id, asked); err != nil {
+		return nil, answer(err)
+	}
+	d.Log.Info("more evidence asked for by an operator", "case", id, "asked", asked.String())
+	return &wire.ControlCaptureReply{OrderIds: asked.Orders}, nil
+}
+
 // checkControl refuses what means nothing.
 func checkControl(q *wire.ControlCaptureRequest) error {
-	if q.Paused == nil && q.Limits == nil && q.GetCancel() == "" {
+	how := q.Paused != nil || q.Limits != nil || q.GetCancel() != ""
+	if !how && len(q.GetProcessMemory()) == 0 {
 		return errors.New("cannot control a capture: nothing is asked")
+	}
+	if how && len(q.GetProcessMemory()) > 0 {
+		return errors.New("cannot control what runs, and have more taken, in one call")
+	}
+	for _, pid := range q.GetProcessMemory() {
+		if pid <= 0 {
+			return fmt.Errorf("cannot take the memory of process %d: want a number from 1", pid)
+		}
 	}
 	if len(q.GetCancel()) > maxReason {
 		return fmt.Errorf("cannot end a capture for a reason of %d bytes: want %d at most", len(q.GetCancel()), maxReason)

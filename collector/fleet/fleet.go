@@ -47,6 +47,9 @@ type Capture struct {
 	Compression  wire.Compression
 	Limits       *wire.Limits // of memory, to begin with; nil: none
 
+	Definitions   []*wire.DefinitionFile // of live: what to take beside the agent's own
+	ProcessMemory []int32                // of live: the processes whose memory to take as well
+
 	// Asked is what operators have asked of the capture since it was first
 	// ordered, where it is taken up again; nil: nothing.
 	Asked *wire.ControlCaptureRequest
@@ -203,7 +206,7 @@ func orderOf(c Capture, limit time.Duration) *wire.Order {
 	case evidence.Symbols:
 		o.Capture = &wire.Order_Symbols{Symbols: &wire.ArtifactCapture{Compression: c.Compression}}
 	case evidence.Live:
-		o.Capture = &wire.Order_Live{Live: &wire.ArtifactCapture{Compression: c.Compression}}
+		o.Capture = &wire.Order_Live{Live: &wire.ArtifactCapture{Compression: c.Compression, Definitions: c.Definitions, ProcessMemory: c.ProcessMemory}}
 	}
 	return o
 }

@@ -20,6 +20,9 @@ const leastWait = 5 * time.Second
 // cleanup bounds the bookkeeping after a capture whose time is over.
 const cleanup = time.Minute
 
+// An order can hold what a case may ask for.
+const _ = uint(wire.MaxProcessMemory - casefile.MaxProcessMemory)
+
 // capture orders evidence of a kind from the agent and waits for it. It
 // believes the ledger, not the agent, about what was stored; what came
 // before a failure is kept as partial.
@@ -30,8 +33,9 @@ func (s *Story) capture(kind evidence.Kind) func(context.Context, *playbook.Run)
 			return playbook.Again{Err: err}
 		}
 		id := c.ID + "/" + string(kind)
+		sum, _ := c.Asked(id)
 		result, err := s.Fleet.Capture(ctx, fleet.Capture{
-			ID: id, Case: c.ID, Instance: c.Instance, Kind: kind,
+			ID: id, Case: c.ID, Instance: c.Instance, Kind: kind, Definitions: s.Definitions, ProcessMemory: sum.ProcessMemory,
 			MemorySource: s.MemorySource, Compression: s.Compression, Limits: s.MemoryLimits, Asked: asked(c, id),
 			Absent: max(leastWait, s.Limits.Agent-time.Since(c.Opened)), Stall: s.Limits.Stall,
 		})

@@ -77,6 +77,7 @@ type Story struct {
 	MemorySource wire.MemorySource
 	Compression  wire.Compression
 	MemoryLimits *wire.Limits // of a memory image, to begin with
+	Definitions  []*wire.DefinitionFile
 }
 
 // Steps gives the chapters of a case that acts.

@@ -112,7 +112,13 @@ func attach(t *testing.T, w *world.World, instance string) *world.Agent {
 // await waits until the only case is as the test wants it.
 func await(t *testing.T, w *world.World, what string, is func(casefile.Case) bool) casefile.Case {
 	t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
+	return awaitFor(t, w, 90*time.Second, what, is)
+}
+
+// awaitFor waits so long.
+func awaitFor(t *testing.T, w *world.World, limit time.Duration, what string, is func(casefile.Case) bool) casefile.Case {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	var last casefile.Case
 	for time.Now().Before(deadline) {
 		cases, err := w.Cases(t.Context())

@@ -54,7 +54,9 @@ type Instance struct {
 	Architecture string            // empty: x86_64
 	State        string            // empty: running
 	LaunchTime   time.Time         // zero: one hour before the start
-	Tags         map[string]string // at most 50
+	Tags         map[string]string // at most 50; the metadata service shows them
+	Role         string            // name of its IAM role; empty: none. The metadata service has no credentials
+	UserData     string            // empty: none
 	Volumes      []string          // EBS volume ids, the root volume first
 	Interfaces   []Interface       // in the order of their device index; none: one is made
 }
@@ -99,7 +101,7 @@ func Start(ctx context.Context, cfg Config) (*Emulator, error) {
 	if e.rule, err = newRule(cfg.Rule); err != nil {
 		return nil, fmt.Errorf("cannot start the AWS emulator: %w", err)
 	}
-	if e.metadata, err = newMetadata(&e.cfg, e.log); err != nil {
+	if e.metadata, err = newMetadata(&e.cfg, e.counters, e.log); err != nil {
 		return nil, fmt.Errorf("cannot start the AWS emulator: %w", err)
 	}
 	e.ctx, e.stop = context.WithCancel(ctx)

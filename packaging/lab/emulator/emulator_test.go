@@ -42,7 +42,7 @@ const (
 func instances() []emulator.Instance {
 	return []emulator.Instance{
 		{ID: host, VPC: vpc, Subnet: "subnet-0123456789abcdef0", AZ: region + "b", ImageID: "ami-0123456789abcdef0", PrivateIP: "10.0.0.10",
-			Tags: map[string]string{"Name": "shop-web-3"}, LaunchTime: time.Date(2026, 10, 2, 6, 12, 44, 0, time.UTC),
+			Tags: map[string]string{"Name": "shop-web-3"}, Role: "shop-web", UserData: "#cloud-config\n", LaunchTime: time.Date(2026, 10, 2, 6, 12, 44, 0, time.UTC),
 			Volumes: []string{"vol-00000000000000001", "vol-00000000000000002"},
 			Interfaces: []emulator.Interface{{ID: eniA, PrivateIP: "10.0.0.10", Groups: []string{sg1}},
 				{ID: eniB, PrivateIP: "10.0.0.11", Groups: []string{sg1, sg2}}}},

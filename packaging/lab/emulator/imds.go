@@ -5,7 +5,9 @@ import (
 	"crypto/x509"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,20 +24,21 @@ const (
 // metadata is the instance metadata service, version 2 only, as one instance
 // sees it.
 type metadata struct {
-	log    *slog.Logger
-	signer *identitySigner
-	pages  map[string]string
+	log      *slog.Logger
+	signer   *identitySigner
+	pages    map[string]string
+	counters *counters
 
 	mu     sync.Mutex
 	tokens map[string]time.Time // under mu; when each ends
 }
 
-func newMetadata(cfg *Config, log *slog.Logger) (*metadata, error) {
+func newMetadata(cfg *Config, counters *counters, log *slog.Logger) (*metadata, error) {
 	signer, err := newIdentitySigner(time.Now())
 	if err != nil {
 		return nil, err
 	}
-	m := &metadata{log: log, signer: signer, pages: map[string]string{}, tokens: map[string]time.Time{}}
+	m := &metadata{log: log, signer: signer, counters: counters, pages: map[string]string{}, tokens: map[string]time.Time{}}
 	if len(cfg.Instances) == 0 {
 		return m, nil // every page is missing
 	}
@@ -62,7 +65,27 @@ func newMetadata(cfg *Config, log *slog.Logger) (*metadata, error) {
 		"/latest/dynamic/instance-identity/signature":   signature,
 		"/latest/dynamic/instance-identity/rsa2048":     envelope,
 	}
+	m.addChosen(i)
 	return m, nil
+}
+
+// rolePages lists the role's name; below it are its credentials.
+const rolePages = "/latest/meta-data/iam/security-credentials"
+
+// addChosen adds what there is only where somebody chose to have it.
+func (m *metadata) addChosen(i Instance) {
+	for page, text := range map[string]string{
+		"/latest/user-data":               i.UserData,
+		rolePages:                         i.Role,
+		"/latest/meta-data/tags/instance": strings.Join(slices.Sorted(maps.Keys(i.Tags)), "\n"),
+	} {
+		if text != "" {
+			m.pages[page] = text
+		}
+	}
+	for key, value := range i.Tags {
+		m.pages["/latest/meta-data/tags/instance/"+key] = value
+	}
 }
 
 // IdentityCertificate is the certificate that signs identity documents, as the
@@ -129,7 +152,12 @@ func (m *metadata) valid(token string) bool {
 	return ok && time.Now().Before(end)
 }
 
+// givePage gives a page. A role's credentials are none, and whoever asks for
+// them is counted.
 func (m *metadata) givePage(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(strings.TrimSuffix(r.URL.Path, "/"), rolePages+"/") {
+		m.counters.call("imds.Credentials")
+	}
 	page, ok := m.pages[strings.TrimSuffix(r.URL.Path, "/")]
 	if !ok {
 		w.WriteHeader(http.StatusNotFound)

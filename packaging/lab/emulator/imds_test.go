@@ -5,19 +5,22 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"encoding/pem"
-
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+
+	"github.com/quicklime-ir/quicklime/agent/artifact"
 )
 
 func TestMetadataThroughTheSDK(t *testing.T) {
@@ -80,7 +83,8 @@ func TestMetadataTokens(t *testing.T) {
 		{"with the token", "GET", "/latest/meta-data/instance-id", []string{tokenHeader, token}, 200},
 		{"without one: version 1 is off", "GET", "/latest/meta-data/instance-id", nil, 401},
 		{"with one of nobody", "GET", "/latest/meta-data/instance-id", []string{tokenHeader, "x"}, 401},
-		{"a page that is not there", "GET", "/latest/meta-data/iam/security-credentials/", []string{tokenHeader, token}, 404},
+		{"the role's name", "GET", "/latest/meta-data/iam/security-credentials/", []string{tokenHeader, token}, 200},
+		{"its credentials, which are never there", "GET", "/latest/meta-data/iam/security-credentials/shop-web", []string{tokenHeader, token}, 404},
 		{"another method", "POST", "/latest/meta-data/instance-id", []string{tokenHeader, token}, 405},
 		{"token by GET", "GET", "/latest/api/token", []string{ttlHeader, "60"}, 405},
 		{"token without a life", "PUT", "/latest/api/token", nil, 400},
@@ -94,6 +98,40 @@ func TestMetadataTokens(t *testing.T) {
 	time.Sleep(1100 * time.Millisecond)
 	if got, _ := l.get(t, "GET", "/latest/meta-data/instance-id", tokenHeader, token); got != 401 {
 		t.Errorf("an ended token: %d", got)
+	}
+}
+
+// The agent reads what the instance is: tags, the role's name, the hash of the
+// user data. It asks for no credentials.
+func TestMetadataThroughTheAgent(t *testing.T) {
+	l := start(t, nil)
+	h := &artifact.Host{MetadataURL: l.IMDSURL(), Root: t.TempDir()}
+	var out bytes.Buffer
+	var record artifact.Record
+	for _, table := range h.Live() {
+		if table.Name == "instance_metadata" {
+			if err := table.Write(t.Context(), &out, &record); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var row artifact.InstanceMetadata
+	if err := json.Unmarshal(out.Bytes(), &row); err != nil {
+		t.Fatalf("%v: %s", err, out.String())
+	}
+	data := sha256.Sum256([]byte("#cloud-config\n"))
+	if row.InstanceID != host || row.Document["accountId"] != account || row.Signature == "" || row.Tags["Name"] != "shop-web-3" ||
+		!slices.Equal(row.Role, []artifact.Text{"shop-web"}) || row.UserDataSHA256 != hex.EncodeToString(data[:]) {
+		t.Errorf("%s", out.String())
+	}
+	if n := l.State().Calls["imds.Credentials"]; n > 0 {
+		t.Errorf("the role's credentials were asked for %d times", n)
+	}
+	// The counter sees them, or the line above would say nothing.
+	_, token := l.get(t, "PUT", "/latest/api/token", ttlHeader, "60")
+	l.get(t, "GET", "/latest/meta-data/iam/security-credentials/shop-web", tokenHeader, token)
+	if n := l.State().Calls["imds.Credentials"]; n != 1 {
+		t.Errorf("the emulator counts %d requests for credentials, want 1", n)
 	}
 }
 

@@ -14,7 +14,7 @@ type State struct {
 	Images     []ImageState
 	Snapshots  []SnapshotState
 	Queue      QueueState
-	Calls      map[string]int // by service and action, as in "ec2.CreateImage"; also those that failed
+	Calls      map[string]int // by service and action, as in "ec2.CreateImage"; also those that failed; imds.Credentials are requests for a role's
 	Created    map[string]int // "image", "group"
 }
 

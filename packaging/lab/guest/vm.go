@@ -36,7 +36,7 @@ type Config struct {
 	Kit        *Kit
 	Init       string          // the program of BuildInit
 	Agent      string          // a static quicklime-agent for amd64
-	AgentArgs  []string        // its arguments, without its name
+	AgentArgs  []string        // its arguments, without its name; none: it is there, and not started
 	AgentEnv   []string        // its environment, KEY=value
 	Files      map[string]File // more files by absolute path; not below /proc /sys /dev /run /tmp /bin /sbin /lib
 	MemoryMiB  int             // 0 means 512
@@ -190,7 +190,13 @@ func (vm *VM) tend(cmd *exec.Cmd, failed chan<- error) {
 // arguments are the emulator's. Descriptor 3 is the serial line's socket, 4 the
 // initramfs.
 func arguments(cfg Config) []string {
-	kernel := append([]string{"console=ttyS0", "quiet", "panic=-1", "net.ifnames=0"}, cfg.KernelArgs...)
+	kernel := []string{"console=ttyS0", "quiet", "panic=-1", "net.ifnames=0"}
+	if cfg.Root != "" {
+		// The root has no udev, so a getty would wait for the serial line's device
+		// until its time is over; e2scrub finds no LVM, at length.
+		kernel = append(kernel, "systemd.mask=serial-getty@ttyS0.service", "systemd.mask=e2scrub_reap.service")
+	}
+	kernel = append(kernel, cfg.KernelArgs...)
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", processor,

@@ -28,6 +28,7 @@ type AgentSpec struct {
 	Files     identity.Files // its certificate; the authority is S3's too
 	Image     string         // a LiME image for its memory
 	Root      string         // a folder for its file system
+	Metadata  string         // URL of its metadata service
 }
 
 // Run attaches the agent, put together as the real one is, until ctx ends.
@@ -50,10 +51,11 @@ func (a AgentSpec) Run(ctx context.Context, logs io.Writer) error {
 		return err
 	}
 	client := upload.NewClient(acquire.MaxUploads, authorities)
-	taker := &acquire.Acquirer{Memory: memory.Options{File: a.Image}, Host: &artifact.Host{Root: a.Root, Log: log}, Log: log}
+	taker := &acquire.Acquirer{Memory: memory.Options{File: a.Image}, Host: &artifact.Host{Root: a.Root, MetadataURL: a.Metadata, Log: log}, Log: log}
 	return s.Run(ctx, func(ctx context.Context, o session.Order, report func(session.Progress)) session.Result {
 		place := acquire.Bucket{Ledger: s, Order: o.ID, Upload: upload.Options{Client: client, Log: log, Throttle: o.Throttle}}
-		r := taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: "file", Compression: o.Compression, Throttle: o.Throttle}, place, func(p acquire.Progress) {
+		r := taker.Run(ctx, acquire.Order{Kind: o.Kind, MemorySource: "file", Compression: o.Compression, Throttle: o.Throttle,
+			Case: o.Case, Instance: o.Instance, Definitions: o.Definitions, ProcessMemory: o.ProcessMemory}, place, func(p acquire.Progress) {
 			report(session.Progress{BytesRead: p.Read, BytesTotal: p.Total, BytesStored: p.Stored, PartsStored: p.Parts, Doing: p.Doing, Uplink: p.Uplink, Retries: p.Retries})
 		})
 		out := session.Result{Outcome: r.Status, Source: r.Source}
@@ -68,7 +70,7 @@ func (a AgentSpec) Run(ctx context.Context, logs io.Writer) error {
 // root is the folder that stands for its file system.
 func (w *World) AgentSpec(instance, image, root string) (AgentSpec, error) {
 	files, err := w.AgentFiles(instance)
-	return AgentSpec{Instance: instance, Collector: w.CollectorAddr(), Files: files, Image: image, Root: root}, err
+	return AgentSpec{Instance: instance, Collector: w.CollectorAddr(), Files: files, Image: image, Root: root, Metadata: w.AWS.IMDSURL()}, err
 }
 
 // Agent is an agent in this process.

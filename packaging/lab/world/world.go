@@ -121,7 +121,7 @@ func Start(ctx context.Context, cfg Config) (_ *World, err error) {
 // instance is one of the account's, with two interfaces in two groups.
 func instance(id, n string) emulator.Instance {
 	return emulator.Instance{ID: id, VPC: "vpc-0123456789abcdef0", Subnet: "subnet-0123456789abcdef0", AZ: Region + "a",
-		ImageID: "ami-0123456789abcdef0", PrivateIP: "10.0.2.1" + n, Volumes: []string{"vol-0123456789abcde" + n + "0", "vol-0123456789abcde" + n + "1"},
+		ImageID: "ami-0123456789abcdef0", PrivateIP: "10.0.2.1" + n, Role: "lab-web", UserData: "#cloud-config\n", Volumes: []string{"vol-0123456789abcde" + n + "0", "vol-0123456789abcde" + n + "1"},
 		Interfaces: []emulator.Interface{
 			{ID: "eni-0123456789abcde" + n + "0", Subnet: "subnet-0123456789abcdef0", PrivateIP: "10.0.2.1" + n, Groups: []string{"sg-0123456789abcdef0"}},
 			{ID: "eni-0123456789abcde" + n + "1", Subnet: "subnet-0123456789abcdef0", PrivateIP: "10.0.3.1" + n, Groups: []string{"sg-0123456789abcdef0", "sg-0123456789abcdef1"}},

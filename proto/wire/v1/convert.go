@@ -12,6 +12,11 @@ import (
 const (
 	MaxRanges = 4096
 	MaxGaps   = evidence.MaxGaps
+
+	MaxDefinitionFiles  = 64        // of an ArtifactCapture
+	MaxDefinitionBytes  = 256 << 10 // of one file
+	MaxDefinitionsBytes = 2 << 20   // of all, as an agent takes no message of more than 4 MiB
+	MaxProcessMemory    = 64
 )
 
 var formats = map[evidence.Format]Format{

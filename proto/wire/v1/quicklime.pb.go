@@ -1076,7 +1076,7 @@ func (x *Control) GetLimits() *Limits {
 type ArtifactCapture struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Compression   Compression            `protobuf:"varint,1,opt,name=compression,proto3,enum=quicklime.wire.v1.Compression" json:"compression,omitempty"`
-	Definitions   []*DefinitionFile      `protobuf:"bytes,2,rep,name=definitions,proto3" json:"definitions,omitempty"`                                  // what to take beside the agent's own; 64 at most
+	Definitions   []*DefinitionFile      `protobuf:"bytes,2,rep,name=definitions,proto3" json:"definitions,omitempty"`                                  // what to take beside the agent's own; 64 of 2 MiB in all at most
 	ProcessMemory []int32                `protobuf:"varint,3,rep,packed,name=process_memory,json=processMemory,proto3" json:"process_memory,omitempty"` // processes whose memory to take as well; 64 at most
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2564,9 +2564,10 @@ func (*CloseCaseReply) Descriptor() ([]byte, []int) {
 type ControlCaptureRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CaseId        string                 `protobuf:"bytes,1,opt,name=case_id,json=caseId,proto3" json:"case_id,omitempty"`
-	Paused        *bool                  `protobuf:"varint,2,opt,name=paused,proto3,oneof" json:"paused,omitempty"` // not set: as it is
-	Limits        *Limits                `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`        // not set: as they are
-	Cancel        string                 `protobuf:"bytes,4,opt,name=cancel,proto3" json:"cancel,omitempty"`        // why the capture is to end now, with what is stored kept; empty: it goes on
+	Paused        *bool                  `protobuf:"varint,2,opt,name=paused,proto3,oneof" json:"paused,omitempty"`                                     // not set: as it is
+	Limits        *Limits                `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`                                            // not set: as they are
+	Cancel        string                 `protobuf:"bytes,4,opt,name=cancel,proto3" json:"cancel,omitempty"`                                            // why the capture is to end now, with what is stored kept; empty: it goes on
+	ProcessMemory []int32                `protobuf:"varint,5,rep,packed,name=process_memory,json=processMemory,proto3" json:"process_memory,omitempty"` // processes whose memory the live capture is to take as well; with nothing else
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2627,6 +2628,13 @@ func (x *ControlCaptureRequest) GetCancel() string {
 		return x.Cancel
 	}
 	return ""
+}
+
+func (x *ControlCaptureRequest) GetProcessMemory() []int32 {
+	if x != nil {
+		return x.ProcessMemory
+	}
+	return nil
 }
 
 type ControlCaptureReply struct {
@@ -2990,12 +2998,13 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x10CloseCaseRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x10\n" +
-	"\x0eCloseCaseReply\"\xa3\x01\n" +
+	"\x0eCloseCaseReply\"\xca\x01\n" +
 	"\x15ControlCaptureRequest\x12\x17\n" +
 	"\acase_id\x18\x01 \x01(\tR\x06caseId\x12\x1b\n" +
 	"\x06paused\x18\x02 \x01(\bH\x00R\x06paused\x88\x01\x01\x121\n" +
 	"\x06limits\x18\x03 \x01(\v2\x19.quicklime.wire.v1.LimitsR\x06limits\x12\x16\n" +
-	"\x06cancel\x18\x04 \x01(\tR\x06cancelB\t\n" +
+	"\x06cancel\x18\x04 \x01(\tR\x06cancel\x12%\n" +
+	"\x0eprocess_memory\x18\x05 \x03(\x05R\rprocessMemoryB\t\n" +
 	"\a_paused\"2\n" +
 	"\x13ControlCaptureReply\x12\x1b\n" +
 	"\torder_ids\x18\x01 \x03(\tR\borderIds\"\x13\n" +

@@ -285,7 +285,8 @@ type OperatorServiceClient interface {
 	CloseCase(ctx context.Context, in *CloseCaseRequest, opts ...grpc.CallOption) (*CloseCaseReply, error)
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsReply, error)
 	// ControlCapture pauses, resumes, limits or cancels what an agent captures
-	// for a case now. The capture's deadline goes on.
+	// for a case now. The capture's deadline goes on. What is to be captured
+	// besides is for the live capture, which must not have begun.
 	ControlCapture(ctx context.Context, in *ControlCaptureRequest, opts ...grpc.CallOption) (*ControlCaptureReply, error)
 }
 
@@ -373,7 +374,8 @@ type OperatorServiceServer interface {
 	CloseCase(context.Context, *CloseCaseRequest) (*CloseCaseReply, error)
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsReply, error)
 	// ControlCapture pauses, resumes, limits or cancels what an agent captures
-	// for a case now. The capture's deadline goes on.
+	// for a case now. The capture's deadline goes on. What is to be captured
+	// besides is for the live capture, which must not have begun.
 	ControlCapture(context.Context, *ControlCaptureRequest) (*ControlCaptureReply, error)
 	mustEmbedUnimplementedOperatorServiceServer()
 }

@@ -40,9 +40,14 @@ func newKeeper(orders pact.Orders, line *line) *keeper {
 	}
 }
 
-// keep starts the agent and waits for children. It returns only an error that
-// the guest cannot live with.
+// keep starts the agent and waits for children; without arguments for it, the
+// agent is somebody else's to start. It returns only an error that the guest
+// cannot live with.
 func (k *keeper) keep() error {
+	if len(k.args) == 1 {
+		_, err := k.reapUntil(0)
+		return err
+	}
 	for {
 		pid, err := k.start()
 		if err != nil {

@@ -91,6 +91,7 @@ func bringUpNetwork() error {
 		"addr add " + pact.Address + "/24 dev eth0",
 		"link set eth0 up",
 		"route add default via " + pact.HostLoopback + " dev eth0",
+		"route add unreachable 169.254.169.254", // the metadata of the lab's own host is not the guest's
 	} {
 		out, err := exec.Command("/bin/busybox", append([]string{"ip"}, strings.Fields(args)...)...).CombinedOutput()
 		if err != nil {

@@ -1,7 +1,6 @@
 package definition
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,15 +8,7 @@ import (
 	"testing"
 )
 
-// anything takes any pattern but one.
-func anything(p string) error {
-	if p == "bad" {
-		return errors.New("a bad pattern")
-	}
-	return nil
-}
-
-func load(text string) *Set { return Load(nil, []File{{"x.yaml", []byte(text)}}, anything) }
+func load(text string) *Set { return Load(nil, []File{{"x.yaml", []byte(text)}}) }
 
 const good = `# A comment, then a definition with all that there is.
 ---
@@ -102,7 +93,7 @@ func TestGroupsBringTheirMembers(t *testing.T) {
 	if got := names(s.Expand(s.Find("g"))); got != "G C H B A" {
 		t.Errorf("expanded: %s", got)
 	}
-	over := Load(s, []File{{"y.yaml", []byte(file("D") + file("A") + group("I", "D, A, B"))}}, anything)
+	over := Load(s, []File{{"y.yaml", []byte(file("D") + file("A") + group("I", "D, A, B"))}})
 	if got := names(over.Linux()); got != "D A I" || over.Find("A").File != "y.yaml" || over.Find("B").File != "x.yaml" {
 		t.Errorf("above a base: %s; %v", got, over.Refused)
 	}
@@ -146,7 +137,7 @@ func TestBrokenDefinitions(t *testing.T) {
 		{"name: X\ndoc: d\nsources:\n- type: FILE\n  attributes: {paths: []}\n", "there are no paths", 5},
 		{"name: X\ndoc: d\nsources:\n- type: FILE\n  attributes:\n    paths: /a\n", "want a list", 6},
 		{"name: X\ndoc: d\nsources:\n- type: COMMAND\n  attributes: {cmd: /bin/x}\n", "attributes has no args", 5},
-		{"name: X\ndoc: d\nsources:\n- type: FILE\n  attributes: {paths: [bad]}\n", "a bad pattern", 4},
+		{"name: X\ndoc: d\nsources:\n- type: FILE\n  attributes: {paths: [bad]}\n", "cannot read pattern", 4},
 		{"name: X\ndoc: d\nsources:\n- type: FILE\n  attributes: {paths: [/a]}\n  supported_os: [Linux]\nsupported_os: [Windows]\n", "is for Linux, the definition is not", 4},
 		{"name: Before\ndoc: d\nsources: [{type: FILE, attributes: {paths: [/a]}}]\n", "the name Before is taken: x.yaml:2", 1},
 		{"name: X\naliases: [bEFORE]\ndoc: d\nsources: [{type: FILE, attributes: {paths: [/a]}}]\n", "the name bEFORE is taken", 1},
@@ -169,7 +160,7 @@ func TestBrokenDefinitions(t *testing.T) {
 }
 
 func TestFilesThatAreTooLarge(t *testing.T) {
-	s := Load(nil, []File{{"big.yaml", make([]byte, MaxFileBytes+1)}, {"x.yaml", []byte(file("A"))}}, anything)
+	s := Load(nil, []File{{"big.yaml", make([]byte, MaxFileBytes+1)}, {"x.yaml", []byte(file("A"))}})
 	if len(s.Refused) != 1 || s.Refused[0].File != "big.yaml" || names(s.All()) != "A" {
 		t.Errorf("loaded %s, refused %v", names(s.All()), s.Refused)
 	}
@@ -214,7 +205,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte(group("A", "B") + group("B", "A")))
 	f.Add([]byte("<<: {name: X}\n--- |\n text\n---\t\n!!binary x\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		s := Load(nil, []File{{"x.yaml", text}}, anything)
+		s := Load(nil, []File{{"x.yaml", text}})
 		lines := strings.Count(string(text), "\n") + 1
 		for _, r := range s.Refused {
 			if r.Line < 0 || r.Line > lines+1 || r.Reason == "" {

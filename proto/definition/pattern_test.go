@@ -1,4 +1,4 @@
-package artifact
+package definition
 
 import (
 	"path"
@@ -8,19 +8,19 @@ import (
 
 func TestParsePattern(t *testing.T) {
 	for in, base := range map[string]string{"/etc/passwd": "/etc", "/x": "/", "/var/log/**": "/var/log", "/a/*/b": "/a", "/a/**3/b": "/a"} {
-		if p, err := parsePattern(in); err != nil || p.base != base || p.homes {
-			t.Errorf("%s: base %q, %v, want %q", in, p.base, err, base)
+		if p, err := ParsePattern(in); err != nil || p.Base != base || p.Homes {
+			t.Errorf("%s: base %q, %v, want %q", in, p.Base, err, base)
 		}
 	}
-	if p, err := parsePattern("%%users.homedir%%/.ssh/*"); err != nil || !p.homes || len(p.segments) != 2 {
+	if p, err := ParsePattern("%%users.homedir%%/.ssh/*"); err != nil || !p.Homes || len(p.Segments) != 2 {
 		t.Errorf("got %+v, %v", p, err)
 	}
-	if p, err := parsePattern("/var/spool/cron/%%users.username%%"); err != nil || p.base != "/var/spool/cron" || p.segments[0].text != "*" {
+	if p, err := ParsePattern("/var/spool/cron/%%users.username%%"); err != nil || p.Base != "/var/spool/cron" || p.Segments[0].Text != "*" {
 		t.Errorf("got %+v, %v", p, err)
 	}
 	for _, bad := range []string{"", "/", "relative", "/a/../b", "/a//b", "/a/", "/a/**0", "/a/**11", "/a/**x", "%%users.homedir%%", "%%other%%/x",
 		"/a/%%environ_windir%%", "/a/%%users.homedir%%/b", "/a/**/b/**", "/a/[0-9", "/a" + strings.Repeat("/b", 64), "/" + strings.Repeat("a", 5000)} {
-		if _, err := parsePattern(bad); err == nil {
+		if _, err := ParsePattern(bad); err == nil {
 			t.Errorf("%q was taken for a pattern", bad)
 		}
 	}
@@ -39,7 +39,7 @@ func TestMatch(t *testing.T) {
 		{"*\xff", "a\xff", true},
 	} {
 		seg, err := newSegment(c.pattern)
-		if got := seg.match(c.name); got != c.want || err != nil {
+		if got := seg.Match(c.name); got != c.want || err != nil {
 			t.Errorf("%q matches %q: %t, %v", c.pattern, c.name, got, err)
 		}
 	}
@@ -55,14 +55,14 @@ func FuzzMatch(f *testing.F) {
 			return
 		}
 		seg, err := newSegment(pattern)
-		if err != nil || seg.depth > 0 {
+		if err != nil || seg.Depth > 0 {
 			return
 		}
-		if _, err := path.Match(seg.text, name); err != nil {
+		if _, err := path.Match(seg.Text, name); err != nil {
 			t.Errorf("%q fails at %q: %v", pattern, name, err)
 		}
-		if !strings.ContainsAny(pattern, "*?[") && seg.match(name) != (name == pattern) {
-			t.Errorf("%q matches %q: %t", pattern, name, seg.match(name))
+		if !strings.ContainsAny(pattern, "*?[") && seg.Match(name) != (name == pattern) {
+			t.Errorf("%q matches %q: %t", pattern, name, seg.Match(name))
 		}
 	})
 }
@@ -71,15 +71,15 @@ func FuzzParsePattern(f *testing.F) {
 	f.Add("/var/log/**3/x*")
 	f.Add("%%users.homedir%%/.ssh/*")
 	f.Fuzz(func(t *testing.T, s string) {
-		p, err := parsePattern(s)
+		p, err := ParsePattern(s)
 		if err != nil {
 			return
 		}
-		if len(p.segments) == 0 || (p.base == "") != p.homes || strings.Contains(p.base, "..") && path.Clean(p.base) != p.base {
+		if len(p.Segments) == 0 || (p.Base == "") != p.Homes || strings.Contains(p.Base, "..") && path.Clean(p.Base) != p.Base {
 			t.Errorf("%q gives %+v", s, p)
 		}
-		for _, seg := range p.segments {
-			if seg.text == ".." || seg.text == "" || seg.depth > defaultDepth {
+		for _, seg := range p.Segments {
+			if seg.Text == ".." || seg.Text == "" || seg.Depth > DefaultDepth {
 				t.Errorf("%q gives segment %+v", s, seg)
 			}
 		}

@@ -34,8 +34,9 @@ type File struct {
 //go:embed embedded/*.yaml
 var embedded embed.FS
 
-// Embedded gives the agent's own definitions, in the order to collect them.
-func Embedded() []File {
+// Embedded gives the agent's own definitions, the most volatile first, which is
+// the order to collect them in.
+func Embedded() *Set {
 	var files []File
 	names, err := fs.Glob(embedded, "embedded/*.yaml")
 	for _, name := range names {
@@ -46,7 +47,7 @@ func Embedded() []File {
 	if err != nil {
 		panic(err) // the binary holds them, so this cannot be
 	}
-	return files
+	return Load(nil, files)
 }
 
 // ReadDir reads each file of a folder whose name ends in .yaml, in the order of
@@ -99,8 +100,8 @@ func readFile(name string, limit int) ([]byte, error) {
 }
 
 // Load reads files into a set. Groups may also name definitions of base, which
-// may be nil. Each pattern that is for Linux has to please check.
-func Load(base *Set, files []File, check func(pattern string) error) *Set {
+// may be nil.
+func Load(base *Set, files []File) *Set {
 	s := &Set{names: map[string]*Definition{}, base: base}
 	for _, file := range files {
 		if len(file.YAML) > MaxFileBytes {
@@ -112,7 +113,7 @@ func Load(base *Set, files []File, check func(pattern string) error) *Set {
 				s.refuse(&Definition{File: file.Name, Line: part.line}, fmt.Errorf("there are %d definitions before it, and no more are taken", maxDefinitions))
 				break
 			}
-			s.read(file.Name, part, check)
+			s.read(file.Name, part)
 		}
 	}
 	s.resolve()
@@ -120,14 +121,14 @@ func Load(base *Set, files []File, check func(pattern string) error) *Set {
 }
 
 // read takes in the definition of one document.
-func (s *Set) read(file string, part document, check func(string) error) {
+func (s *Set) read(file string, part document) {
 	def := &Definition{File: file, Line: part.line}
 	found, err := part.parse(def)
 	if err == nil && !found {
 		return
 	}
 	if err == nil {
-		err = checkPaths(def, check)
+		err = checkPaths(def)
 	}
 	if err == nil {
 		err = s.checkNames(def)
@@ -142,10 +143,10 @@ func (s *Set) read(file string, part document, check func(string) error) {
 	}
 }
 
-func checkPaths(def *Definition, check func(string) error) error {
+func checkPaths(def *Definition) error {
 	for _, source := range def.Linux() {
 		for _, p := range source.Paths {
-			if err := check(p); err != nil {
+			if _, err := ParsePattern(p); err != nil {
 				return at(source.Line, "%w", err)
 			}
 		}

@@ -5,7 +5,8 @@
 // and add to, in the format that other tools share. The format is that of
 // ForensicArtifacts ("Artifact definition format and style guide"). Definitions
 // come from outside, so everything here is bounded, and what is broken is refused
-// by file and line while the rest goes on. Nothing here touches the host.
+// by file and line while the rest goes on: by the collector before it orders
+// them, and by the agent before it uses them. Nothing here touches the host.
 package definition
 
 import (
