@@ -32,6 +32,7 @@ import (
 // is systemd's service, in the sandbox of its package. What the case holds is
 // what the guest's own programs say of it.
 func TestAWholeDebian(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("a real kernel takes minutes; not with -short")
 	}

@@ -97,6 +97,11 @@ func host(t *testing.T) (image, root string) {
 func attach(t *testing.T, w *world.World, instance string) *world.Agent {
 	t.Helper()
 	image, root := host(t)
+	return attachHost(t, w, instance, image, root)
+}
+
+func attachHost(t *testing.T, w *world.World, instance, image, root string) *world.Agent {
+	t.Helper()
 	a, err := w.StartAgent(instance, image, root)
 	if err != nil {
 		t.Fatal(err)

@@ -3,10 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -19,7 +16,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest/pact"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
@@ -34,46 +30,10 @@ type volatility struct {
 	python, program string // of its virtual environment
 }
 
-// installVolatility gives the one in the lab's cache, and installs it there
-// from PyPI first where there is none. Where that cannot be done the test is
-// skipped, not in CI.
 func installVolatility(t *testing.T) volatility {
 	t.Helper()
-	dir, err := guest.CacheDir()
-	if err == nil {
-		dir = filepath.Join(dir, "volatility3-"+volatilityVersion)
-		if _, missing := os.Stat(dir); missing != nil {
-			err = makeVolatility(t.Context(), dir)
-		}
-	}
-	if err != nil && os.Getenv("CI") == "" {
-		t.Skipf("no Volatility here: %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := venv(t, "volatility3-"+volatilityVersion, volatilityPackages...)
 	return volatility{filepath.Join(dir, "bin/python3"), filepath.Join(dir, "bin/vol")}
-}
-
-// makeVolatility fills a folder of its own and renames it, so that the cache
-// never holds half of one. Whoever comes second leaves the first's.
-func makeVolatility(ctx context.Context, dir string) error {
-	fresh, err := os.MkdirTemp(filepath.Dir(dir), filepath.Base(dir)+".new-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(fresh)
-	if said, err := exec.CommandContext(ctx, "python3", "-m", "venv", fresh).CombinedOutput(); err != nil {
-		return fmt.Errorf("cannot make a virtual environment, install python3-venv: %w\n%s", err, said)
-	}
-	args := append([]string{"-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary", ":all:"}, volatilityPackages...)
-	if said, err := exec.CommandContext(ctx, filepath.Join(fresh, "bin/python3"), args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("cannot install Volatility from PyPI: %w\n%s", err, said)
-	}
-	if err := os.Rename(fresh, dir); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return nil
 }
 
 // row is what a plugin says of one thing.
