@@ -54,7 +54,8 @@ type EBPFLink struct {
 	ID      uint32 `json:"id"`
 	Type    uint32 `json:"type"`
 	Program uint32 `json:"program"`
-	PIDs    []int  `json:"pids,omitempty"` // processes that hold it
+	Target  Text   `json:"target,omitempty"` // what it is attached to, as far as the kernel tells it
+	PIDs    []int  `json:"pids,omitempty"`   // processes that hold it
 }
 
 // fdinfoID reads the number that a line of fdinfo gives for key.
@@ -203,7 +204,7 @@ func fillEBPFLinks(h *Host, s *sheet) error {
 			continue
 		}
 		id := uint32(info.ID)
-		if err := s.put(EBPFLink{ID: id, Type: uint32(info.Type), Program: uint32(info.Program), PIDs: owners[id]}); err != nil {
+		if err := s.put(EBPFLink{ID: id, Type: uint32(info.Type), Program: uint32(info.Program), Target: clip(linkTarget(info), maxPath), PIDs: owners[id]}); err != nil {
 			return err
 		}
 	}
@@ -211,4 +212,60 @@ func fillEBPFLinks(h *Host, s *sheet) error {
 		s.failed("ebpf links", fmt.Errorf("cannot list ebpf links: %w", err))
 	}
 	return nil
+}
+
+// linkTarget says in words what a link is attached to. Attach types are numbers
+// of enum bpf_attach_type, hooks those of linux/netfilter.h.
+// Source: linux/bpf.h, struct bpf_link_info.
+func linkTarget(info *link.Info) string {
+	if t := info.Tracing(); t != nil {
+		return fmt.Sprintf("attach type %d of program or BTF object %d, BTF id %d", t.AttachType, t.TargetObjectId, t.TargetBtfId)
+	}
+	if t := info.RawTracepoint(); t != nil {
+		return "raw tracepoint " + t.Name
+	}
+	if t := info.Cgroup(); t != nil {
+		return fmt.Sprintf("cgroup %d, attach type %d", t.CgroupId, t.AttachType)
+	}
+	if t := info.NetNs(); t != nil {
+		return fmt.Sprintf("net:[%d], attach type %d", t.NetnsInode, t.AttachType)
+	}
+	if t := info.XDP(); t != nil {
+		return fmt.Sprintf("interface %d", t.Ifindex)
+	}
+	if t := info.TCX(); t != nil {
+		return fmt.Sprintf("interface %d, attach type %d", t.Ifindex, t.AttachType)
+	}
+	if t := info.Netkit(); t != nil {
+		return fmt.Sprintf("interface %d, attach type %d", t.Ifindex, t.AttachType)
+	}
+	if t := info.Netfilter(); t != nil {
+		return fmt.Sprintf("netfilter family %d, hook %d, priority %d", t.ProtocolFamily, t.Hook, t.Priority)
+	}
+	if t := info.KprobeMulti(); t != nil {
+		return fmt.Sprintf("kprobes of %d functions", t.Count)
+	}
+	if t := info.UprobeMulti(); t != nil {
+		return fmt.Sprintf("%d uprobes of %s", t.Count, t.File)
+	}
+	if t := info.PerfEvent(); t != nil {
+		return eventTarget(t)
+	}
+	return ""
+}
+
+func eventTarget(t *link.PerfEventInfo) string {
+	if e := t.Kprobe(); e != nil {
+		return fmt.Sprintf("kprobe %s+%#x at %#x", e.Function, e.Offset, e.Address)
+	}
+	if e := t.Uprobe(); e != nil {
+		return fmt.Sprintf("uprobe %s+%#x", e.File, e.Offset)
+	}
+	if e := t.Tracepoint(); e != nil {
+		return "tracepoint " + e.Tracepoint
+	}
+	if e := t.Event(); e != nil {
+		return fmt.Sprintf("perf event of type %d, config %d", e.Type, e.Config)
+	}
+	return ""
 }

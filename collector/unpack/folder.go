@@ -120,24 +120,23 @@ func (f *folder) table(name string, _ int64, item evidence.Item, r io.Reader) er
 }
 
 // archive implements out.
-func (f *folder) archive(prefix string, item evidence.Item, r io.Reader) error {
+func (f *folder) archive(item evidence.Item, r io.Reader) error {
 	return members(r, func(h *tar.Header, body io.Reader) error {
 		modified := h.ModTime
 		m := Member{Item: item.Key, Name: h.Name, Mode: fmt.Sprintf("%04o", h.Mode&0o7777), UID: h.Uid, GID: h.Gid, Size: h.Size, Modified: &modified, Target: h.Linkname}
-		err := f.member(&m, prefix, strings.TrimSuffix(h.Name, "/"), h, body)
+		err := f.member(&m, strings.TrimSuffix(h.Name, "/"), h, body)
 		return errors.Join(err, f.tell(m))
 	})
 }
 
 // member makes one member, or says in m why it is not made. Its error is of the
 // item or of the output, never of the member.
-func (f *folder) member(m *Member, prefix, within string, h *tar.Header, body io.Reader) error {
+func (f *folder) member(m *Member, name string, h *tar.Header, body io.Reader) error {
 	m.Kind = kinds[h.Typeflag]
-	name := path.Join(prefix, within)
 	switch {
 	case m.Kind == "":
 		m.Kind, m.Why = fmt.Sprintf("type %q", h.Typeflag), "it is of no kind that is made"
-	case !safe(within) || !safe(name) || name == listName:
+	case !safe(name) || name == listName:
 		m.Why = "its name leads elsewhere, or is too long"
 	case m.Kind == "folder":
 		if err := f.root.MkdirAll(name, 0o700); err != nil {
@@ -145,7 +144,7 @@ func (f *folder) member(m *Member, prefix, within string, h *tar.Header, body io
 		}
 		m.Written = name
 	case m.Kind == "hardlink":
-		return f.link(m, prefix, name)
+		return f.link(m, name)
 	case m.Kind != "file":
 		m.Why = "it is told of and not made"
 	case h.Size > maxMember:
@@ -163,16 +162,15 @@ var kinds = map[byte]string{
 }
 
 // link gives a file that is there a second name.
-func (f *folder) link(m *Member, prefix, name string) error {
-	first := path.Join(prefix, m.Target)
-	if !safe(m.Target) || first == listName {
+func (f *folder) link(m *Member, name string) error {
+	if !safe(m.Target) || m.Target == listName {
 		m.Why = "its target leads elsewhere"
 		return nil
 	}
 	if err := f.root.MkdirAll(path.Dir(name), 0o700); err != nil {
 		return f.refused(m, err)
 	}
-	if err := f.root.Link(first, name); err != nil {
+	if err := f.root.Link(m.Target, name); err != nil {
 		return f.refused(m, err)
 	}
 	m.Written = name

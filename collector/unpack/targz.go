@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"path"
 	"strings"
 	"time"
 
@@ -86,11 +85,11 @@ type zeroReader struct{}
 func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // archive implements out.
-func (a *archive) archive(prefix string, item evidence.Item, r io.Reader) error {
-	if size := rawSize(item); prefix == "" && item.Status == evidence.Whole && size >= trailer {
+func (a *archive) archive(item evidence.Item, r io.Reader) error {
+	if size := rawSize(item); item.Status == evidence.Whole && size >= trailer {
 		return a.verbatim(size-trailer, r)
 	}
-	return members(r, func(h *tar.Header, body io.Reader) error { return a.member(prefix, h, body) })
+	return members(r, a.member)
 }
 
 // verbatim copies a whole tar but its end. The tar's writer is between two
@@ -105,33 +104,25 @@ func (a *archive) verbatim(size int64, r io.Reader) error {
 			err = io.ErrUnexpectedEOF
 		}
 		// Members that follow would be bytes of the one that was cut.
-		return fmt.Errorf("%w the archive, as the tar of files ends in the middle: %w", errOutput, err)
+		return fmt.Errorf("%w the archive, as a tar ends in the middle: %w", errOutput, err)
 	}
 	end, err := io.ReadAll(io.LimitReader(r, trailer+1))
 	if err != nil {
 		return err
 	}
 	if strings.Trim(string(end), "\x00") != "" || len(end) != trailer {
-		return fmt.Errorf("%w the archive: the tar of files does not end as a tar does", errOutput)
+		return fmt.Errorf("%w the archive: a tar does not end as one does", errOutput)
 	}
 	return nil
 }
 
-// member writes a member of another tar below prefix.
-func (a *archive) member(prefix string, h *tar.Header, body io.Reader) error {
-	within := strings.TrimSuffix(h.Name, "/")
-	name := path.Join(prefix, within)
-	if !safe(within) || !safe(name) || h.Size > maxMember {
+// member writes a member of a tar that was cut off.
+func (a *archive) member(h *tar.Header, body io.Reader) error {
+	if !safe(strings.TrimSuffix(h.Name, "/")) || h.Size > maxMember {
 		a.result.Left++
 		return nil
 	}
-	h.Name, h.Format = name, tar.FormatPAX
-	switch h.Typeflag {
-	case tar.TypeDir:
-		h.Name += "/"
-	case tar.TypeLink:
-		h.Linkname = path.Join(prefix, h.Linkname)
-	}
+	h.Format = tar.FormatPAX
 	h.PAXRecords = maps.Clone(h.PAXRecords)
 	maps.DeleteFunc(h.PAXRecords, func(k, _ string) bool { return strings.HasPrefix(k, "GNU.sparse.") }) // its holes are zeros from here on
 	if err := a.begin(h); err != nil {

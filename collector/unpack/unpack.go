@@ -24,7 +24,7 @@ import (
 const (
 	responses    = "live_response"
 	bodyfileName = "bodyfile/bodyfile.txt"
-	filesItem    = "files"    // the tar that has the layout's own names
+	filesItem    = "files"    // the tar with uac.log and [root]/
 	bodyfileItem = "bodyfile" // the one text
 )
 
@@ -50,9 +50,8 @@ func (r Result) Lacks() string { return strings.Join(r.Faulty, "; ") }
 type out interface {
 	// table takes an item that is one file, of so many bytes.
 	table(name string, size int64, item evidence.Item, r io.Reader) error
-	// archive takes an item that is a tar; its members go below prefix, "" for
-	// a tar that has the layout's names.
-	archive(prefix string, item evidence.Item, r io.Reader) error
+	// archive takes an item that is a tar, whose members have the layout's names.
+	archive(item evidence.Item, r io.Reader) error
 }
 
 // errOutput marks an error of the output, which ends the unpacking; one of an
@@ -102,11 +101,7 @@ func one(ctx context.Context, objects proof.Objects, item evidence.Item, o out) 
 		}
 		return o.table(name+".txt", rawSize(item), item, r)
 	case evidence.Tar:
-		prefix := item.Name
-		if item.Name == filesItem {
-			prefix = ""
-		}
-		return o.archive(prefix, item, r)
+		return o.archive(item, r)
 	}
 	return fmt.Errorf("its format %.40q is none that can be unpacked", string(item.Format))
 }

@@ -86,7 +86,7 @@ func caseOf(t testing.TB, files ...entry) (shelf, evidence.Manifest) {
 	return s, evidence.Manifest{Case: "c", Made: modified, Items: []evidence.Item{
 		s.add(evidence.Volatile, "processes", evidence.JSONL, []byte("{\"pid\":1}\n")),
 		s.add(evidence.Live, "bodyfile", evidence.Text, []byte("0|/etc|1\n")),
-		s.add(evidence.Live, "recovered", evidence.Tar, tarOf(t, file("memfd-7", "ELF"), link(tar.TypeLink, "again", "memfd-7"), file("../../escaped", "x"))),
+		s.add(evidence.Live, "recovered", evidence.Tar, tarOf(t, file("live_response/recovered/7/exe", "ELF"), link(tar.TypeLink, "live_response/recovered/8/exe", "live_response/recovered/7/exe"))),
 		s.add(evidence.Live, "files", evidence.Tar, tarOf(t, files...)),
 		{Kind: evidence.Memory, Name: "memory", Format: evidence.LiME},
 	}}
@@ -164,7 +164,8 @@ func TestAFolderHoldsWhatATarTriesToMakeOfIt(t *testing.T) {
 		"uac.log": "log", "[root]/": "drwx------", "[root]/etc/": "drwx------", "[root]/etc/passwd": "root", "[root]/etc/passwd~2": "second", "[root]/tmp/": "drwx------", odd: "odd",
 		"[root]/out/": "drwx------", "[root]/out/etc/": "drwx------", "[root]/out/etc/shadow": "below a link", "[root]/etc/hard": "root", "[root]/zeros": strings.Repeat("\x00", 1<<20) + "end",
 		"live_response/": "drwx------", "live_response/volatile/": "drwx------", "live_response/volatile/processes.jsonl": "{\"pid\":1}\n",
-		"bodyfile/": "drwx------", "bodyfile/bodyfile.txt": "0|/etc|1\n", "recovered/": "drwx------", "recovered/memfd-7": "ELF", "recovered/again": "ELF",
+		"bodyfile/": "drwx------", "bodyfile/bodyfile.txt": "0|/etc|1\n", "live_response/recovered/": "drwx------", "live_response/recovered/7/": "drwx------", "live_response/recovered/8/": "drwx------",
+		"live_response/recovered/7/exe": "ELF", "live_response/recovered/8/exe": "ELF",
 	}
 	for name, text := range want {
 		if got[name] != text {
@@ -277,7 +278,7 @@ func TestAnArchiveHasTheTarAsItIs(t *testing.T) {
 	if !bytes.HasPrefix(plain, stored[:len(stored)-trailer]) {
 		t.Error("the archive does not begin with the stored tar")
 	}
-	want := []string{"uac.log", "[root]/etc/passwd", "[root]/l", "live_response/volatile/processes.jsonl", "bodyfile/bodyfile.txt", "recovered/memfd-7", "recovered/again"}
+	want := []string{"uac.log", "[root]/etc/passwd", "[root]/l", "live_response/volatile/processes.jsonl", "bodyfile/bodyfile.txt", "live_response/recovered/7/exe", "live_response/recovered/8/exe"}
 	if got := names(t, &out); !slices.Equal(got, want) {
 		t.Errorf("the archive has %q", got)
 	}
