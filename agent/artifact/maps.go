@@ -123,29 +123,18 @@ func (r *mapReader) process(pid int) error {
 // and inode, each followed by one space, then spaces up to the name. The name
 // is the rest of the line.
 func parseMap(line []byte) (m Map, ok bool) {
-	var field [5]string
-	rest := string(line)
-	for i := range field {
-		field[i], rest, ok = strings.Cut(rest, " ")
-		if !ok && i < len(field)-1 {
-			return Map{}, false
-		}
-	}
-	var err1, err2 error
-	m.Start, m.End, ok = strings.Cut(field[0], "-")
-	m.Perms, m.Device = field[1], field[3]
-	m.Offset, err1 = strconv.ParseUint(field[2], 16, 64)
-	m.Inode, err2 = strconv.ParseUint(field[4], 10, 64)
-	if !ok || !isHex(m.Start) || !isHex(m.End) || len(m.Perms) != 4 || err1 != nil || err2 != nil {
+	r, ok := parseRegion(string(line))
+	if !ok {
 		return Map{}, false
 	}
-	major, minor, _ := strings.Cut(m.Device, ":")
-	if m.Device = ""; m.Inode != 0 {
+	m = Map{Start: fmt.Sprintf("%08x", r.start), End: fmt.Sprintf("%08x", r.end), Perms: r.perms, Offset: r.offset, Inode: r.inode}
+	if m.Inode != 0 {
+		major, minor, _ := strings.Cut(r.dev, ":")
 		if m.Device, ok = hexDevice(major, minor); !ok {
 			return Map{}, false
 		}
 	}
-	name := strings.TrimLeft(rest, " ")
+	name := r.name
 	m.Path = clip(name, maxPath)
 	m.Deleted, m.Memfd = strings.HasSuffix(name, deletedMark), isMemfd(name)
 	exec := m.Perms[2] == 'x'
@@ -160,9 +149,4 @@ func hexDevice(major, minor string) (string, bool) {
 	a, err1 := strconv.ParseUint(major, 16, 32)
 	b, err2 := strconv.ParseUint(minor, 16, 32)
 	return fmt.Sprintf("%d:%d", a, b), err1 == nil && err2 == nil
-}
-
-// isHex reports whether a word is an address as the kernel writes it.
-func isHex(word string) bool {
-	return word != "" && len(word) <= 16 && strings.Trim(word, "0123456789abcdef") == ""
 }
