@@ -98,7 +98,7 @@ func (c *exportCmd) unpack(ctx context.Context, objects proof.Objects, manifest 
 	}
 	fmt.Fprintf(os.Stderr, "quicklime-collector: %d members", result.Members)
 	if result.Left > 0 {
-		fmt.Fprintf(os.Stderr, ", %d of them only told of, or not as they were", result.Left)
+		fmt.Fprintf(os.Stderr, ", %d of them left out or not as they were, the first is %s", result.Left, result.First)
 	}
 	fmt.Fprintln(os.Stderr)
 	if lacks := result.Lacks(); lacks != "" {

@@ -30,6 +30,9 @@ var inContainers = map[string]bool{
 func (c *collection) containers(h *Host, hostRoot int, definitions []Definition) error {
 	s := newSheet(c.ctx, "containers", io.Discard, c.rec)
 	s.entry.Source = "files"
+	if !h.running() {
+		return nil // the processes of a folder's /proc, if any, have their roots elsewhere
+	}
 	host, err := openNode(hostRoot, ".")
 	if err != nil {
 		return err

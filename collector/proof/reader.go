@@ -153,7 +153,7 @@ func (p *partReader) next() error {
 		into = io.MultiWriter(sum, held)
 	}
 	n, err := io.Copy(into, io.LimitReader(src, int64(part.Size)))
-	if err = errors.Join(err, src.Close(), p.ctx.Err()); err != nil {
+	if err = errors.Join(unread(part, err), src.Close(), p.ctx.Err()); err != nil {
 		return err
 	}
 	if err := wantPart(part, n, sum.Sum(nil)); err != nil {
@@ -193,8 +193,21 @@ func (a *again) Read(b []byte) (int, error) {
 		if wrong := wantPart(a.part, a.n, a.sum.Sum(nil)); wrong != nil {
 			err = wrong
 		}
+		return n, err
 	}
-	return n, err
+	return n, unread(a.part, err)
+}
+
+// unread tells that a part's bytes could not be had. It is never
+// io.ErrUnexpectedEOF, which stands for evidence that ends too early.
+func unread(part evidence.Part, err error) error {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("part %d could not be read to its end: %v", part.Number, err)
+	case err != nil:
+		return fmt.Errorf("part %d could not be read: %w", part.Number, err)
+	}
+	return nil
 }
 
 func wantPart(part evidence.Part, n int64, sum []byte) error {

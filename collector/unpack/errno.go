@@ -2,9 +2,5 @@ package unpack
 
 import "golang.org/x/sys/unix"
 
-// Errors that a name may bring, whatever the disk.
-var (
-	errNotDir      error = unix.ENOTDIR
-	errIsDir       error = unix.EISDIR
-	errNameTooLong error = unix.ENAMETOOLONG
-)
+// diskErrors are errors that the next member would meet too.
+var diskErrors = []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ESTALE}

@@ -59,6 +59,7 @@ func ToFolder(ctx context.Context, objects proof.Objects, m evidence.Manifest, d
 	if err != nil {
 		return Result{}, err
 	}
+	f.taken = tableNames(m)
 	faulty, err := each(ctx, objects, m, f)
 	f.result.Faulty = faulty
 	if err := errors.Join(err, f.close()); err != nil {
@@ -78,6 +79,7 @@ type folder struct {
 	list   *bufio.Writer
 	json   *json.Encoder
 	buf    []byte
+	taken  map[string]bool // names of tables
 	result Result
 }
 
@@ -104,7 +106,7 @@ func (f *folder) close() error {
 func (f *folder) tell(m Member) error {
 	f.result.Members++
 	if m.Why != "" || m.Written == "" {
-		f.result.Left++
+		f.result.left(m.Name, m.Why)
 	}
 	if err := f.json.Encode(m); err != nil {
 		return fmt.Errorf("%w: %w", errOutput, err)
@@ -120,10 +122,12 @@ func (f *folder) table(name string, _ int64, item evidence.Item, r io.Reader) er
 }
 
 // archive implements out.
-func (f *folder) archive(item evidence.Item, r io.Reader) error {
+func (f *folder) archive(item evidence.Item, r io.Reader, _ func() (io.ReadCloser, error)) error {
 	return members(r, func(h *tar.Header, body io.Reader) error {
-		modified := h.ModTime
-		m := Member{Item: item.Key, Name: h.Name, Mode: fmt.Sprintf("%04o", h.Mode&0o7777), UID: h.Uid, GID: h.Gid, Size: h.Size, Modified: &modified, Target: h.Linkname}
+		m := Member{Item: item.Key, Name: h.Name, Mode: fmt.Sprintf("%04o", h.Mode&0o7777), UID: h.Uid, GID: h.Gid, Size: h.Size, Target: h.Linkname}
+		if year := h.ModTime.Year(); year >= 1 && year <= 9999 { // as RFC 3339 can tell it
+			m.Modified = &h.ModTime
+		}
 		err := f.member(&m, strings.TrimSuffix(h.Name, "/"), h, body)
 		return errors.Join(err, f.tell(m))
 	})
@@ -136,8 +140,8 @@ func (f *folder) member(m *Member, name string, h *tar.Header, body io.Reader) e
 	switch {
 	case m.Kind == "":
 		m.Kind, m.Why = fmt.Sprintf("type %q", h.Typeflag), "it is of no kind that is made"
-	case !safe(name) || name == listName:
-		m.Why = "its name leads elsewhere, or is too long"
+	case whyNot(h, f.taken) != "":
+		m.Why = whyNot(h, f.taken)
 	case m.Kind == "folder":
 		if err := f.root.MkdirAll(name, 0o700); err != nil {
 			return f.refused(m, err)
@@ -155,18 +159,8 @@ func (f *folder) member(m *Member, name string, h *tar.Header, body io.Reader) e
 	return nil
 }
 
-// kinds of members. Source: archive/tar.
-var kinds = map[byte]string{
-	tar.TypeReg: "file", tar.TypeGNUSparse: "file", tar.TypeDir: "folder", tar.TypeSymlink: "symlink", tar.TypeLink: "hardlink",
-	tar.TypeChar: "character device", tar.TypeBlock: "block device", tar.TypeFifo: "fifo",
-}
-
 // link gives a file that is there a second name.
 func (f *folder) link(m *Member, name string) error {
-	if !safe(m.Target) || m.Target == listName {
-		m.Why = "its target leads elsewhere"
-		return nil
-	}
 	if err := f.root.MkdirAll(path.Dir(name), 0o700); err != nil {
 		return f.refused(m, err)
 	}
@@ -177,15 +171,16 @@ func (f *folder) link(m *Member, name string) error {
 	return nil
 }
 
-// refused tells an error that a name brought from one of the disk.
+// refused tells an error of the disk, which ends the unpacking, from one that
+// a member brought.
 func (f *folder) refused(m *Member, err error) error {
-	for _, of := range []error{fs.ErrExist, fs.ErrNotExist, errNotDir, errIsDir, errNameTooLong} {
+	for _, of := range diskErrors {
 		if errors.Is(err, of) {
-			m.Why = "it cannot be made: " + err.Error()
-			return nil
+			return fmt.Errorf("%w: %w", errOutput, err)
 		}
 	}
-	return fmt.Errorf("%w: %w", errOutput, err)
+	m.Why = "it cannot be made: " + err.Error()
+	return nil
 }
 
 // write makes a file, with holes for blocks of zeros. One whose name is taken,
@@ -207,12 +202,14 @@ func (f *folder) write(m *Member, name string, r io.Reader) error {
 	if fault != nil {
 		m.Why = "it ends too soon: " + fault.Error()
 	}
-	err = errors.Join(file.Truncate(n), file.Close())
-	if err == nil && m.Modified != nil {
-		err = f.root.Chtimes(at, *m.Modified, *m.Modified)
+	if err := errors.Join(file.Truncate(n), file.Close()); err != nil && !errors.Is(fault, errOutput) {
+		return errors.Join(fmt.Errorf("%w: %w", errOutput, err), fault)
 	}
-	if err != nil && !errors.Is(fault, errOutput) {
-		fault = errors.Join(fmt.Errorf("%w: %w", errOutput, err), fault)
+	if m.Modified == nil {
+		return fault
+	}
+	if err := f.root.Chtimes(at, *m.Modified, *m.Modified); err != nil {
+		return errors.Join(fault, f.refused(m, err))
 	}
 	return fault
 }

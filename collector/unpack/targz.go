@@ -30,7 +30,7 @@ func ToTarGz(ctx context.Context, objects proof.Objects, m evidence.Manifest, w 
 	if err != nil {
 		return Result{}, err
 	}
-	a := &archive{w: zip, tar: tar.NewWriter(zip), made: m.Made}
+	a := &archive{w: zip, tar: tar.NewWriter(zip), made: m.Made, taken: tableNames(m)}
 	faulty, err := each(ctx, objects, m, a)
 	if err == nil {
 		if err = errors.Join(a.tar.Close(), zip.Close()); err != nil {
@@ -46,6 +46,7 @@ type archive struct {
 	w      io.Writer // that tar writes to
 	tar    *tar.Writer
 	made   time.Time // of what has no time
+	taken  map[string]bool
 	result Result
 }
 
@@ -84,42 +85,83 @@ type zeroReader struct{}
 
 func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// archive implements out.
-func (a *archive) archive(item evidence.Item, r io.Reader) error {
-	if size := rawSize(item); item.Status == evidence.Whole && size >= trailer {
-		return a.verbatim(size-trailer, r)
+// archive implements out. A tar that is what it should be is copied as it
+// stands; of any other each member is looked at, and its holes become zeros.
+func (a *archive) archive(item evidence.Item, r io.Reader, again func() (io.ReadCloser, error)) error {
+	size := rawSize(item)
+	count, clean := a.clean(r, size)
+	from, err := again()
+	if err != nil {
+		return err
 	}
-	return members(r, a.member)
+	defer from.Close()
+	if clean {
+		a.result.Members += count
+		return a.verbatim(size-trailer, from)
+	}
+	return members(from, a.member)
+}
+
+// clean reports whether a tar of so many bytes has only members that are let
+// through, ends where its bytes do, and ends as this package continues it.
+func (a *archive) clean(r io.Reader, size int64) (count int, clean bool) {
+	counted := &counter{Reader: r}
+	archive := tar.NewReader(counted)
+	for {
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return count, counted.n == size && size >= trailer
+		}
+		if err != nil || whyNot(h, a.taken) != "" || !inArchive[kinds[h.Typeflag]] {
+			return count, false
+		}
+		count++
+	}
+}
+
+// inArchive are the kinds of members that an archive may have.
+var inArchive = map[string]bool{"file": true, "folder": true, "symlink": true, "hardlink": true}
+
+type counter struct {
+	io.Reader
+	n int64
+}
+
+// Read implements io.Reader.
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // verbatim copies a whole tar but its end. The tar's writer is between two
 // members, so what it writes next follows.
 func (a *archive) verbatim(size int64, r io.Reader) error {
-	a.result.Members++
 	if err := a.tar.Flush(); err != nil {
 		return fmt.Errorf("%w: %w", errOutput, err)
 	}
-	if n, err := drain(a.w, io.LimitReader(r, size)); err != nil || n < size {
-		if err == nil {
-			err = io.ErrUnexpectedEOF
-		}
-		// Members that follow would be bytes of the one that was cut.
-		return fmt.Errorf("%w the archive, as a tar ends in the middle: %w", errOutput, err)
+	n, err := drain(a.w, io.LimitReader(r, size))
+	if err == nil && n < size {
+		err = io.ErrUnexpectedEOF
 	}
-	end, err := io.ReadAll(io.LimitReader(r, trailer+1))
-	if err != nil {
-		return err
-	}
-	if strings.Trim(string(end), "\x00") != "" || len(end) != trailer {
-		return fmt.Errorf("%w the archive: a tar does not end as one does", errOutput)
+	if err != nil { // members that follow would be bytes of the one that was cut
+		return fmt.Errorf("%w the archive, as a tar that was whole is not any more: %w", errOutput, err)
 	}
 	return nil
 }
 
-// member writes a member of a tar that was cut off.
+// member writes a member of a tar that is not copied as it stands.
 func (a *archive) member(h *tar.Header, body io.Reader) error {
-	if !safe(strings.TrimSuffix(h.Name, "/")) || h.Size > maxMember {
-		a.result.Left++
+	why := whyNot(h, a.taken)
+	switch {
+	case why != "":
+	case !inArchive[kinds[h.Typeflag]]:
+		why = "it is of no kind that is let through"
+	case h.Size > maxMember:
+		why = "it is too large, most of it holes"
+	}
+	if why != "" {
+		a.result.left(h.Name, why)
 		return nil
 	}
 	h.Format = tar.FormatPAX

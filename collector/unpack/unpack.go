@@ -38,8 +38,16 @@ const (
 // Result is what was unpacked.
 type Result struct {
 	Members int      // files, folders and tables
-	Left    int      // members that are only told of, or are not as they were
+	Left    int      // members that are left out, only told of, or not as they were
+	First   string   // of those, and why
 	Faulty  []string // items that could not be had, or not to their end, and why
+}
+
+// left counts a member that is not as it was.
+func (r *Result) left(name, why string) {
+	if r.Left++; r.Left == 1 {
+		r.First = evidence.Plain(name) + ": " + evidence.Plain(why)
+	}
 }
 
 // Lacks says in what the output is less than what was collected; "" where it
@@ -50,8 +58,9 @@ func (r Result) Lacks() string { return strings.Join(r.Faulty, "; ") }
 type out interface {
 	// table takes an item that is one file, of so many bytes.
 	table(name string, size int64, item evidence.Item, r io.Reader) error
-	// archive takes an item that is a tar, whose members have the layout's names.
-	archive(item evidence.Item, r io.Reader) error
+	// archive takes an item that is a tar, whose members have the layout's
+	// names. It may be read again.
+	archive(item evidence.Item, r io.Reader, again func() (io.ReadCloser, error)) error
 }
 
 // errOutput marks an error of the output, which ends the unpacking; one of an
@@ -71,10 +80,16 @@ func each(ctx context.Context, objects proof.Objects, m evidence.Manifest, o out
 				return faulty, context.Cause(ctx)
 			case errors.Is(err, errOutput):
 				return faulty, err
-			case item.Status != evidence.Whole:
-				faulty = append(faulty, evidence.Plain(item.Key)+" was not taken to its end: "+evidence.Plain(item.Error))
-			case err != nil:
-				faulty = append(faulty, evidence.Plain(item.Key)+": "+err.Error())
+			}
+			var why []string
+			if item.Status != evidence.Whole {
+				why = append(why, "it was not taken to its end: "+evidence.Plain(item.Error))
+			}
+			if err != nil {
+				why = append(why, evidence.Plain(err.Error()))
+			}
+			if len(why) > 0 {
+				faulty = append(faulty, evidence.Plain(item.Key)+": "+strings.Join(why, ", "))
 			}
 		}
 	}
@@ -83,7 +98,7 @@ func each(ctx context.Context, objects proof.Objects, m evidence.Manifest, o out
 
 // one gives one item to o.
 func one(ctx context.Context, objects proof.Objects, item evidence.Item, o out) error {
-	name := path.Join(responses, string(item.Kind), item.Name)
+	name := tableName(item)
 	if !safe(name) || strings.Contains(item.Name, "/") {
 		return fmt.Errorf("%w: its name %.80q is none", proof.ErrNotProven, item.Name)
 	}
@@ -93,15 +108,11 @@ func one(ctx context.Context, objects proof.Objects, item evidence.Item, o out) 
 	}
 	defer r.Close()
 	switch item.Format {
-	case evidence.JSONL:
-		return o.table(name+".jsonl", rawSize(item), item, r)
-	case evidence.Text:
-		if item.Name == bodyfileItem {
-			return o.table(bodyfileName, rawSize(item), item, r)
-		}
-		return o.table(name+".txt", rawSize(item), item, r)
+	case evidence.JSONL, evidence.Text:
+		return o.table(name, rawSize(item), item, r)
 	case evidence.Tar:
-		return o.archive(item, r)
+		again := func() (io.ReadCloser, error) { return proof.NewReader(ctx, objects, item) }
+		return o.archive(item, r, again)
 	}
 	return fmt.Errorf("its format %.40q is none that can be unpacked", string(item.Format))
 }
@@ -132,21 +143,70 @@ func safe(name string) bool {
 }
 
 // members gives each member of a tar to do, until that fails. A tar that ends
-// before its end, as that of a capture which was cut off, has an error.
+// before its end, as that of a capture which was cut off, has an error, and so
+// has one with bytes after its end, as no reader sees them.
 func members(r io.Reader, do func(*tar.Header, io.Reader) error) error {
 	archive := tar.NewReader(r)
 	for {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			break
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // names are looked at by do
 			return fmt.Errorf("cannot read on in the tar: %w", err)
 		}
 		if err := do(header, archive); err != nil {
 			return err
 		}
 	}
+	n, err := io.Copy(io.Discard, r)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%d bytes follow the end of the tar, and are not unpacked", n)
+	}
+	return err
+}
+
+// kinds of members. Source: archive/tar.
+var kinds = map[byte]string{
+	tar.TypeReg: "file", tar.TypeGNUSparse: "file", tar.TypeDir: "folder", tar.TypeSymlink: "symlink", tar.TypeLink: "hardlink",
+	tar.TypeChar: "character device", tar.TypeBlock: "block device", tar.TypeFifo: "fifo",
+}
+
+// whyNot says why a member is not to be had in a folder or an archive, whatever
+// its kind; "" is no reason. taken are the names of tables: a tar that has one
+// too would stand in for it.
+func whyNot(h *tar.Header, taken map[string]bool) string {
+	name := strings.TrimSuffix(h.Name, "/")
+	switch {
+	case !safe(name):
+		return "its name leads elsewhere, or is too long"
+	case taken[name]:
+		return "its name is that of a table, or of the list"
+	case h.Typeflag == tar.TypeLink && !safe(h.Linkname):
+		return "its target leads elsewhere"
+	}
+	return ""
+}
+
+// tableNames are the names that tables have in the layout.
+func tableNames(m evidence.Manifest) map[string]bool {
+	names := map[string]bool{listName: true}
+	for _, item := range m.Items {
+		names[tableName(item)] = true
+	}
+	return names
+}
+
+// tableName is that of an item that is one file.
+func tableName(item evidence.Item) string {
+	name := path.Join(responses, string(item.Kind), item.Name)
+	switch {
+	case item.Format == evidence.JSONL:
+		return name + ".jsonl"
+	case item.Name == bodyfileItem:
+		return bodyfileName
+	}
+	return name + ".txt"
 }
 
 // reading marks the errors of what is read, so that those of a copy can be

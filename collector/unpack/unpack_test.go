@@ -189,7 +189,7 @@ func TestAFolderHoldsWhatATarTriesToMakeOfIt(t *testing.T) {
 	}
 	list := listed(t, dir)
 	for name, why := range map[string]string{"[root]/out": "told of and not made", "../escaped": "leads elsewhere", "[root]/etc/bad": "target leads elsewhere",
-		"[root]/etc/passwd/child": "cannot be made", "[root]/fifo": "told of", listName: "leads elsewhere"} {
+		"[root]/etc/passwd/child": "cannot be made", "[root]/fifo": "told of", listName: "of the list"} {
 		if m := list[name]; !strings.Contains(m.Why, why) || m.Written != "" {
 			t.Errorf("%s is told as %+v", name, m)
 		}
@@ -223,7 +223,7 @@ func TestOneBadItemIsNamed(t *testing.T) {
 	cut.Status, cut.Error = evidence.Partial, "the agent was lost"
 	dir := filepath.Join(t.TempDir(), "out")
 	result, err := ToFolder(t.Context(), objects, m, dir)
-	if err != nil || len(result.Faulty) != 2 || !strings.Contains(result.Lacks(), "files was not taken to its end: the agent was lost") || !strings.Contains(result.Lacks(), "processes: evidence is not proven") {
+	if err != nil || len(result.Faulty) != 2 || !strings.Contains(result.Lacks(), "files: it was not taken to its end: the agent was lost") || !strings.Contains(result.Lacks(), "evidence is not proven") {
 		t.Errorf("%+v, %v", result, err)
 	}
 	got := tree(t, dir)
@@ -281,6 +281,59 @@ func TestAnArchiveHasTheTarAsItIs(t *testing.T) {
 	want := []string{"uac.log", "[root]/etc/passwd", "[root]/l", "live_response/volatile/processes.jsonl", "bodyfile/bodyfile.txt", "live_response/recovered/7/exe", "live_response/recovered/8/exe"}
 	if got := names(t, &out); !slices.Equal(got, want) {
 		t.Errorf("the archive has %q", got)
+	}
+}
+
+// TestATarThatHidesWhatFollows: ends in the middle, members that claim what is
+// not theirs, and names of tables. The tables are in the archive all the same,
+// and what was done is told.
+func TestATarThatHidesWhatFollows(t *testing.T) {
+	a := tarOf(t, file("uac.log", "log"), file("[root]/a", "a"))
+	b := tarOf(t, file("[root]/b", strings.Repeat("b", 1<<20)))
+	tests := []struct {
+		name, told string // told is in Lacks, or is the first that is left out
+		tar        []byte
+	}{
+		{"an end in the middle", "bytes follow the end of the tar", append(slices.Clone(a), b...)},
+		{"a member that claims more than there is", "unexpected EOF", append(slices.Clone(a[:len(a)-trailer]), b[:len(b)-800<<10]...)},
+		{"the name of a table", "live_response/volatile/processes.jsonl: its name is that of a table", tarOf(t, file("uac.log", "log"), file("[root]/a", "a"), file("live_response/volatile/processes.jsonl", "forged"))},
+		{"a device", "[root]/sda: it is", tarOf(t, file("uac.log", "log"), file("[root]/a", "a"), entry{Header: tar.Header{Typeflag: tar.TypeBlock, Name: "[root]/sda"}})},
+		{"a name that leads out", "../up: its name leads elsewhere", tarOf(t, file("uac.log", "log"), file("[root]/a", "a"), file("../up", "x"))},
+		{"a second name of a folder", "", tarOf(t, file("uac.log", "log"), file("[root]/a", "a"), entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "[root]/d/"}}, link(tar.TypeLink, "[root]/l", "[root]/d"))},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			objects, m := caseOf(t, file("uac.log", "log"))
+			m.Items[3] = objects.add(evidence.Live, "files", evidence.Tar, tt.tar)
+			dir := filepath.Join(t.TempDir(), "out")
+			inFolder, err := ToFolder(t.Context(), objects, m, dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			inArchive, err := ToTarGz(t.Context(), objects, m, &out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range []Result{inFolder, inArchive} {
+				if told := r.Lacks() + "\n" + r.First; !strings.Contains(told, tt.told) {
+					t.Errorf("told is %q, want %q", told, tt.told)
+				}
+			}
+			got := tree(t, dir)
+			if got["[root]/a"] != "a" || got["live_response/volatile/processes.jsonl"] != "{\"pid\":1}\n" {
+				t.Errorf("the folder has %q", got)
+			}
+			names := names(t, &out)
+			for _, want := range []string{"[root]/a", "live_response/volatile/processes.jsonl", "bodyfile/bodyfile.txt"} {
+				if n := strings.Count(strings.Join(names, "\n"), want); n != 1 {
+					t.Errorf("the archive has %s %d times among %q", want, n, names)
+				}
+			}
+			if slices.Contains(names, "../up") || slices.Contains(names, "[root]/sda") {
+				t.Errorf("the archive has %q", names)
+			}
+		})
 	}
 }
 
