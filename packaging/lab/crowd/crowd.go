@@ -147,14 +147,15 @@ func Hold(ctx context.Context, n int) error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
 		return fmt.Errorf("cannot hold %d sockets: %w", n, err)
 	}
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	// On a host this busy probes get lost, and the kernel would close what is idle.
+	listener, err := (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
 	held := make([]net.Conn, 0, n)
 	for len(held)+1 < n {
-		out, err := net.Dial("tcp4", listener.Addr().String())
+		out, err := (&net.Dialer{KeepAlive: -1}).DialContext(ctx, "tcp4", listener.Addr().String())
 		if err != nil {
 			return err
 		}
