@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/export"
 	"github.com/quicklime-ir/quicklime/collector/proof"
 	"github.com/quicklime-ir/quicklime/collector/unpack"
@@ -36,7 +34,7 @@ func (c *exportCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer done()
-	manifest, err := c.manifest(ctx, objects)
+	manifest, err := c.manifest(ctx, objects, c.Case)
 	if err != nil {
 		return err
 	}
@@ -105,22 +103,6 @@ func (c *exportCmd) unpack(ctx context.Context, objects proof.Objects, manifest 
 		return fmt.Errorf("%w: %s", errLacks, lacks)
 	}
 	return nil
-}
-
-// manifest reads the case's manifest, and says what it is worth.
-func (c *exportCmd) manifest(ctx context.Context, objects proof.Objects) (evidence.Manifest, error) {
-	var key ed25519.PublicKey
-	if c.Key != "" {
-		var err error
-		if key, err = custody.LoadPublic(c.Key); err != nil {
-			return evidence.Manifest{}, err
-		}
-	}
-	manifest, err := proof.Load(ctx, objects, key, c.Case)
-	if err == nil && key == nil {
-		fmt.Fprintln(os.Stderr, "quicklime-collector: nothing is proven without the public key: name it with --key")
-	}
-	return manifest, err
 }
 
 // image finds the image in the case's manifest.

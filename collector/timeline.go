@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/proof"
 	"github.com/quicklime-ir/quicklime/collector/timeline"
 )
@@ -28,15 +26,7 @@ func (c *timelineCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer done()
-	var key ed25519.PublicKey
-	if c.Key != "" {
-		if key, err = custody.LoadPublic(c.Key); err != nil {
-			return err
-		}
-	} else {
-		fmt.Fprintln(os.Stderr, "quicklime-collector: nothing is proven without the public key: name it with --key")
-	}
-	manifest, err := proof.Load(ctx, objects, key, c.Case)
+	manifest, err := c.manifest(ctx, objects, c.Case)
 	if err != nil {
 		return err
 	}

@@ -2,15 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 
 	"github.com/aws/aws-sdk-go-v2/config"
 
+	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/collector/proof"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
 // evidenceFlags say where the evidence of sealed cases lies, and whose
@@ -43,6 +47,23 @@ func (f evidenceFlags) open(ctx context.Context) (objects proof.Objects, done fu
 		return nil, nil, err
 	}
 	return bucketObjects{bucket}, func() error { return nil }, nil
+}
+
+// manifest reads a case's manifest, and says on standard error where nothing
+// shows that it is the one that was signed.
+func (f evidenceFlags) manifest(ctx context.Context, objects proof.Objects, caseID string) (evidence.Manifest, error) {
+	var key ed25519.PublicKey
+	if f.Key != "" {
+		var err error
+		if key, err = custody.LoadPublic(f.Key); err != nil {
+			return evidence.Manifest{}, err
+		}
+	}
+	manifest, err := proof.Load(ctx, objects, key, caseID)
+	if err == nil && key == nil {
+		fmt.Fprintln(os.Stderr, "quicklime-collector: nothing is proven without the public key: name it with --key")
+	}
+	return manifest, err
 }
 
 // bucketObjects reads the bucket itself.

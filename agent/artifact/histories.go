@@ -52,17 +52,12 @@ func fillShellHistory(h *Host, s *sheet) error {
 		return err
 	}
 	defer t.close()
-	accounts, err := t.accounts(h)
+	homes, err := t.accountHomes(h)
 	if err != nil {
 		return err
 	}
 	left, files := maxHistoryRows, 0
-	seen := map[string]bool{}
-	for _, a := range accounts {
-		if seen[string(a.home)] {
-			continue // several accounts may have one home
-		}
-		seen[string(a.home)] = true
+	for _, a := range homes {
 		for _, folder := range historyFolders {
 			dir := path.Join(string(a.home), folder)
 			for _, name := range t.names(dir) {

@@ -38,19 +38,13 @@ func fillSSHKeys(h *Host, s *sheet) error {
 		return err
 	}
 	defer t.close()
-	accounts, err := t.accounts(h)
+	homes, err := t.accountHomes(h)
 	if err != nil {
 		return err
 	}
 	left := maxKeys
-	seen := map[string]bool{}
-	for _, a := range accounts {
-		dir := path.Join(string(a.home), ".ssh")
-		if seen[dir] {
-			continue // several accounts may have one home
-		}
-		seen[dir] = true
-		if err := t.keys(dir, a.user, "", &left); err != nil {
+	for _, a := range homes {
+		if err := t.keys(path.Join(string(a.home), ".ssh"), a.user, "", &left); err != nil {
 			return err
 		}
 	}

@@ -271,3 +271,15 @@ func (t *tree) accounts(h *Host) ([]account, error) {
 	}
 	return all, err
 }
+
+// accountHomes lists the accounts that have a home, and of several with one
+// home the first.
+func (t *tree) accountHomes(h *Host) ([]account, error) {
+	all, err := t.accounts(h)
+	seen := map[Text]bool{}
+	return slices.DeleteFunc(all, func(a account) bool {
+		twin := seen[a.home]
+		seen[a.home] = true
+		return twin
+	}), err
+}

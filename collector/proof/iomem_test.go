@@ -79,21 +79,9 @@ func TestAnImageIsOfAllTheRAMThatTheHostHad(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, key := withImage(t, tt.symbols)
-			folder, err := OpenFolder(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer folder.Close()
-			proofs, err := Prove(t.Context(), folder, key.Public(), "c1")
-			if err != nil || len(proofs) != 1 {
-				t.Fatalf("proofs %+v, %v", proofs, err)
-			}
-			var out bytes.Buffer
-			if err := proofs[0].WriteText(&out); err != nil {
-				t.Fatal(err)
-			}
-			if proofs[0].OK() != tt.proven || !strings.Contains(out.String(), tt.want) {
-				t.Errorf("proven %v, want %v and %q in\n%s", proofs[0].OK(), tt.proven, tt.want, out.String())
+			proven, out := proved(t, dir, key)
+			if proven != tt.proven || !strings.Contains(out, tt.want) {
+				t.Errorf("proven %v, want %v and %q in\n%s", proven, tt.proven, tt.want, out)
 			}
 		})
 	}

@@ -79,6 +79,25 @@ func sealed(t *testing.T) (dir string, key *custody.Key) {
 	return dir, seal(t, dir, putItem(t, dir, evidence.Volatile, "processes", evidence.JSONL, []byte("{\"pid\":1}\n")))
 }
 
+// proved proves the case c1 of a folder, and gives what is printed of it.
+func proved(t *testing.T, dir string, key *custody.Key) (ok bool, text string) {
+	t.Helper()
+	folder, err := OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	proofs, err := Prove(t.Context(), folder, key.Public(), "c1")
+	if err != nil || len(proofs) != 1 {
+		t.Fatalf("proofs %+v, %v", proofs, err)
+	}
+	var out bytes.Buffer
+	if err := proofs[0].WriteText(&out); err != nil {
+		t.Fatal(err)
+	}
+	return proofs[0].OK(), out.String()
+}
+
 func TestProve(t *testing.T) {
 	base := "cases/c1/" + victim + "/"
 	tests := []struct {
@@ -98,21 +117,9 @@ func TestProve(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, key := sealed(t)
 			tt.damage(t, dir)
-			folder, err := OpenFolder(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer folder.Close()
-			proofs, err := Prove(t.Context(), folder, key.Public(), "c1")
-			if err != nil || len(proofs) != 1 {
-				t.Fatalf("proofs %+v, %v", proofs, err)
-			}
-			var out bytes.Buffer
-			if err := proofs[0].WriteText(&out); err != nil {
-				t.Fatal(err)
-			}
-			if proofs[0].OK() != (tt.want == "") || !strings.Contains(out.String(), tt.want) {
-				t.Errorf("want %q in\n%s", tt.want, out.String())
+			proven, out := proved(t, dir, key)
+			if proven != (tt.want == "") || !strings.Contains(out, tt.want) {
+				t.Errorf("want %q in\n%s", tt.want, out)
 			}
 		})
 	}

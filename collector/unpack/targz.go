@@ -23,8 +23,9 @@ const trailer = 1024
 // gzipLevel trades some size for speed: logs are most of it.
 const gzipLevel = 3
 
-// ToTarGz writes a case as one tar.gz. The host's files stand in it as they do
-// in the stored tar, to the byte: PAX records, holes, links and all.
+// ToTarGz writes a case as one tar.gz. A stored tar stands in it to the byte,
+// PAX records, holes, links and all, where nothing of it has to be left out; of
+// any other the members are written anew, and holes become zeros.
 func ToTarGz(ctx context.Context, objects proof.Objects, m evidence.Manifest, w io.Writer) (Result, error) {
 	zip, err := gzip.NewWriterLevel(w, gzipLevel)
 	if err != nil {
