@@ -68,6 +68,7 @@ var plan = map[string][]string{
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
 		"collector/locker", "collector/notify", "collector/playbook", "proto/evidence", "proto/wire/v1"},
 	"collector/store":           {},
+	"collector/store/etcd":      {"collector/store"},
 	"collector/store/storetest": {"collector/store"}, // for tests
 }
 
