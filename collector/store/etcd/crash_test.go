@@ -55,7 +55,7 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 	acked := 0
 	for round := range 6 {
 		acked = max(acked, runAndKill(t, dir, time.Duration(rand.IntN(60))*time.Millisecond))
-		s := open(t, dir)
+		s := begin(t, dir)
 		value, _, err := s.Get(t.Context(), "count")
 		s.Close()
 		kept := count(value)

@@ -35,6 +35,7 @@ const patience = 15 * time.Second
 // Store is a store.Store, and the member under it.
 type Store struct {
 	dir    string
+	quota  int64 // of the member's file, bytes
 	log    *slog.Logger
 	lock   *os.File
 	member *embed.Etcd
@@ -49,7 +50,11 @@ var _ store.Store = (*Store)(nil)
 // answers. A folder has one at a time. The error of a folder that cannot be
 // used says why, and what to do.
 func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
-	s := &Store{dir: dir, log: log, fault: newFault(dir)}
+	return open(ctx, dir, quota, log)
+}
+
+func open(ctx context.Context, dir string, quota int64, log *slog.Logger) (*Store, error) {
+	s := &Store{dir: dir, quota: quota, log: log, fault: newFault(dir)}
 	var err error
 	if s.lock, err = lockFolder(dir); err != nil {
 		return nil, err

@@ -42,7 +42,7 @@ func (s *Store) config() *embed.Config {
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
 	c.TickMs, c.ElectionMs = tick, election
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history
-	c.QuotaBackendBytes, c.MaxRequestBytes = quota, maxRequest
+	c.QuotaBackendBytes, c.MaxRequestBytes = s.quota, maxRequest
 	c.EnableGRPCGateway = false
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&core{log: s.log},
 		zap.WithFatalHook(s.fault), zap.WithPanicHook(s.fault)))
@@ -128,13 +128,10 @@ func (s *Store) dropOld(ctx context.Context) error {
 	if err := backend.Defrag(); err != nil {
 		return s.fault.explain(err)
 	}
-	if backend.Size() > s.quota()/10*9 {
-		s.log.Error("store is full: no case can be opened or go on", "dir", s.dir, "bytes", backend.Size(), "quota", s.quota())
+	if backend.Size() > s.quota/10*9 {
+		s.log.Error("store is full: no case can be opened or go on", "dir", s.dir, "bytes", backend.Size(), "quota", s.quota)
 		return nil // what is there can be read
 	}
 	_, err = s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{})
 	return explain(err)
 }
-
-// quota is what the member was started with.
-func (s *Store) quota() int64 { return s.member.Config().QuotaBackendBytes }
