@@ -76,8 +76,9 @@ var plan = map[string][]string{
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
 		"collector/locker", "collector/notify", "collector/playbook", "proto/evidence", "proto/wire/v1"},
 	"collector/store":           {},
-	"collector/unpack":          {"collector/proof", "proto/evidence"},
+	"collector/store/etcd":      {"collector/store"},
 	"collector/store/storetest": {"collector/store"}, // for tests
+	"collector/unpack":          {"collector/proof", "proto/evidence"},
 }
 
 // forbidden gives what a side of the house may never link, and why.

@@ -87,9 +87,10 @@ func syncParent(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// takeLock makes this process the only one with the folder's store. The lock
-// ends with the process, however that ends. See flock(2).
-func takeLock(root *os.Root, dir string) (*os.File, error) {
+// TakeLock makes this process the only one with the store in a folder; the
+// error names the one that has it. The lock ends with the file, or with the
+// process, however that ends. See flock(2).
+func TakeLock(root *os.Root, dir string) (*os.File, error) {
 	file, err := root.OpenFile(lockName, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock store: %w", err)

@@ -51,7 +51,7 @@ func OpenFiles(dir string) (Store, error) {
 		return nil, fmt.Errorf("cannot open store: %w", err)
 	}
 	f := &files{root: root, synced: map[string]bool{}}
-	if f.lock, err = takeLock(root, dir); err != nil {
+	if f.lock, err = TakeLock(root, dir); err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
 	if err := f.prepare(dir); err != nil {
@@ -118,7 +118,7 @@ func (f *files) ready(ctx context.Context) error {
 }
 
 func (f *files) Get(ctx context.Context, key string) ([]byte, int64, error) {
-	if err := checkKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return nil, 0, err
 	}
 	f.mu.RLock()
@@ -169,7 +169,7 @@ func (f *files) read(name string) ([]byte, error) {
 }
 
 func (f *files) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
-	if err := checkPut(key, value, revision); err != nil {
+	if err := CheckPut(key, value, revision); err != nil {
 		return 0, err
 	}
 	f.mu.Lock()
@@ -195,7 +195,7 @@ func (f *files) compare(ctx context.Context, verb, key string, saw int64) error 
 		return fmt.Errorf("cannot %s key %q: %w", verb, key, err)
 	}
 	if is != saw {
-		return conflict(verb, key, saw, is)
+		return Conflict(verb, key, saw, is)
 	}
 	if f.revision+1 >= f.reserved {
 		if err := f.reserve(); err != nil {
@@ -206,7 +206,7 @@ func (f *files) compare(ctx context.Context, verb, key string, saw int64) error 
 }
 
 func (f *files) Delete(ctx context.Context, key string, revision int64) error {
-	if err := checkDelete(key, revision); err != nil {
+	if err := CheckDelete(key, revision); err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -225,7 +225,7 @@ func (f *files) Delete(ctx context.Context, key string, revision int64) error {
 }
 
 func (f *files) List(ctx context.Context, prefix string) ([]Entry, error) {
-	if err := checkPrefix(prefix); err != nil {
+	if err := CheckPrefix(prefix); err != nil {
 		return nil, err
 	}
 	f.mu.RLock()
@@ -275,9 +275,9 @@ func (f *files) keys(ctx context.Context, prefix string) ([]string, error) {
 func (f *files) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if errors.Is(f.broken, errClosed) {
+	if errors.Is(f.broken, ErrClosed) {
 		return nil
 	}
-	f.broken = errClosed
+	f.broken = ErrClosed
 	return errors.Join(f.lock.Close(), f.root.Close())
 }

@@ -22,13 +22,13 @@ type memory struct {
 // ready says why the store cannot be used. The lock is held.
 func (m *memory) ready(ctx context.Context) error {
 	if m.closed {
-		return errClosed
+		return ErrClosed
 	}
 	return ctx.Err()
 }
 
 func (m *memory) Get(ctx context.Context, key string) ([]byte, int64, error) {
-	if err := checkKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return nil, 0, err
 	}
 	m.mu.RLock()
@@ -44,7 +44,7 @@ func (m *memory) Get(ctx context.Context, key string) ([]byte, int64, error) {
 }
 
 func (m *memory) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
-	if err := checkPut(key, value, revision); err != nil {
+	if err := CheckPut(key, value, revision); err != nil {
 		return 0, err
 	}
 	m.mu.Lock()
@@ -53,7 +53,7 @@ func (m *memory) Put(ctx context.Context, key string, value []byte, revision int
 		return 0, fmt.Errorf("cannot put key %q: %w", key, err)
 	}
 	if is := m.entries[key].Revision; is != revision {
-		return 0, conflict("put", key, revision, is)
+		return 0, Conflict("put", key, revision, is)
 	}
 	m.revision++
 	m.entries[key] = Entry{Key: key, Value: slices.Clone(value), Revision: m.revision}
@@ -61,7 +61,7 @@ func (m *memory) Put(ctx context.Context, key string, value []byte, revision int
 }
 
 func (m *memory) Delete(ctx context.Context, key string, revision int64) error {
-	if err := checkDelete(key, revision); err != nil {
+	if err := CheckDelete(key, revision); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -70,7 +70,7 @@ func (m *memory) Delete(ctx context.Context, key string, revision int64) error {
 		return fmt.Errorf("cannot delete key %q: %w", key, err)
 	}
 	if is := m.entries[key].Revision; is != revision {
-		return conflict("delete", key, revision, is)
+		return Conflict("delete", key, revision, is)
 	}
 	m.revision++
 	delete(m.entries, key)
@@ -78,7 +78,7 @@ func (m *memory) Delete(ctx context.Context, key string, revision int64) error {
 }
 
 func (m *memory) List(ctx context.Context, prefix string) ([]Entry, error) {
-	if err := checkPrefix(prefix); err != nil {
+	if err := CheckPrefix(prefix); err != nil {
 		return nil, err
 	}
 	m.mu.RLock()

@@ -30,6 +30,8 @@ var (
 	// ErrConflict says that a key is not at the revision that its writer
 	// saw. Nothing was changed.
 	ErrConflict = errors.New("key was changed by another writer")
+	// ErrClosed says that the store was given up.
+	ErrClosed = errors.New("the store is closed")
 )
 
 // Store is the collector's state. Keys are segments of letters, digits and
@@ -60,12 +62,10 @@ type Entry struct {
 	Revision int64
 }
 
-var errClosed = errors.New("the store is closed")
-
 var segment = regexp.MustCompile(`^[A-Za-z0-9._:-]+$`)
 
-// checkKey refuses what is no key.
-func checkKey(key string) error {
+// CheckKey refuses what is no key.
+func CheckKey(key string) error {
 	if key == "" || len(key) > maxKey {
 		return fmt.Errorf("cannot use key %.80q: it has %d bytes, want 1 to %d", key, len(key), maxKey)
 	}
@@ -77,12 +77,12 @@ func checkKey(key string) error {
 	return nil
 }
 
-// checkPrefix refuses what no key can begin with. The last segment may be
+// CheckPrefix refuses what no key can begin with. The last segment may be
 // cut short.
-func checkPrefix(prefix string) error {
+func CheckPrefix(prefix string) error {
 	dir, rest := splitPrefix(prefix)
 	if dir != "" {
-		if err := checkKey(dir); err != nil {
+		if err := CheckKey(dir); err != nil {
 			return err
 		}
 	}
@@ -99,32 +99,33 @@ func splitPrefix(prefix string) (dir, rest string) {
 		return "", prefix
 	}
 	if i == 0 {
-		return "/", prefix[1:] // no key begins with a slash: let checkKey say so
+		return "/", prefix[1:] // no key begins with a slash: let CheckKey say so
 	}
 	return prefix[:i], prefix[i+1:]
 }
 
-// checkPut refuses what cannot be stored.
-func checkPut(key string, value []byte, revision int64) error {
+// CheckPut refuses what cannot be stored.
+func CheckPut(key string, value []byte, revision int64) error {
 	if len(value) > maxValue {
 		return fmt.Errorf("cannot put key %q: its value has %d bytes, want %d at most", key, len(value), maxValue)
 	}
 	if revision < 0 {
 		return fmt.Errorf("cannot put key %q: %d is no revision", key, revision)
 	}
-	return checkKey(key)
+	return CheckKey(key)
 }
 
-// checkDelete refuses what cannot be deleted.
-func checkDelete(key string, revision int64) error {
+// CheckDelete refuses what cannot be deleted.
+func CheckDelete(key string, revision int64) error {
 	if revision <= 0 {
 		return fmt.Errorf("cannot delete key %q: %d is no revision of a key that exists", key, revision)
 	}
-	return checkKey(key)
+	return CheckKey(key)
 }
 
-// conflict says who lost, and to what.
-func conflict(verb, key string, saw, is int64) error {
+// Conflict is the error of who lost, and to what: saw is the revision that
+// the writer saw, is the one that the key is at, 0 where there is none.
+func Conflict(verb, key string, saw, is int64) error {
 	if is == 0 {
 		return fmt.Errorf("cannot %s key %q that was at revision %d: it is gone: %w", verb, key, saw, ErrConflict)
 	}

@@ -1,0 +1,245 @@
+// Package etcd keeps the collector's state in an etcd member that runs inside
+// the collector.
+//
+// A member alone needs nobody: it listens on no address and no socket, so no
+// agent can reach it, and is called in the process. It keeps what is written
+// in DIR/member, and a write is on the disk when it returns. The rules of
+// package store are etcd's own: a key's revision is its mod_revision, and
+// every change is one transaction that compares it.
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"github.com/quicklime-ir/quicklime/collector/store"
+)
+
+// keyspace stands before every key of the store, so that what is kept for the
+// cluster itself can lie beside it.
+const keyspace = "store/"
+
+// patience is how long a call waits for the member, and for the majority of
+// its cluster, whatever its context allows.
+const patience = 15 * time.Second
+
+// Store is a store.Store, and the member under it.
+type Store struct {
+	dir    string
+	quota  int64 // of the member's file, bytes
+	log    *slog.Logger
+	lock   *os.File
+	member *embed.Etcd
+	client *clientv3.Client
+	fault  *fault // how it ended, once it has
+	once   sync.Once
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open starts the member in a folder, which it makes, and waits until it
+// answers. A folder has one at a time. The error of a folder that cannot be
+// used says why, and what to do.
+func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
+	return open(ctx, dir, quota, log)
+}
+
+func open(ctx context.Context, dir string, quota int64, log *slog.Logger) (*Store, error) {
+	s := &Store{dir: dir, quota: quota, log: log, fault: newFault(dir)}
+	var err error
+	if s.lock, err = lockFolder(dir); err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot open store in %s: %w", dir, err), s.Close())
+	}
+	return s, nil
+}
+
+// lockFolder makes the folder, and takes it. The member would wait for another
+// one for ever.
+func lockFolder(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot open store: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open store: %w", err)
+	}
+	defer root.Close()
+	return store.TakeLock(root, dir)
+}
+
+// start starts the member and waits for it to answer.
+func (s *Store) start(ctx context.Context) error {
+	if err := checkMember(s.dir); err != nil {
+		return err
+	}
+	member, err := s.startMember()
+	if err != nil {
+		return err
+	}
+	s.member, s.client = member, v3client.New(member.Server)
+	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, errNotReady)
+	defer cancel()
+	select {
+	case <-member.Server.ReadyNotify():
+	case <-s.fault.Done():
+		return s.fault.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return s.makeRoom(ctx)
+}
+
+// Failed is closed when the member cannot go on, and then Health says why. It
+// does not recover inside this process: the collector is to end, and to be
+// started again. It is closed by Close as well.
+func (s *Store) Failed() <-chan struct{} { return s.fault.Done() }
+
+// call makes one call of the member, bounded in time, that ends with it.
+func (s *Store) call(ctx context.Context, f func(ctx context.Context) error) error {
+	if err := s.fault.Err(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	defer context.AfterFunc(s.fault, cancel)()
+	err := f(bounded)
+	switch {
+	case err == nil:
+		return nil
+	case s.fault.Err() != nil:
+		return s.fault.Err()
+	case ctx.Err() != nil:
+		return ctx.Err()
+	default:
+		return explain(err)
+	}
+}
+
+// Get gives a key's value and revision.
+func (s *Store) Get(ctx context.Context, key string) (value []byte, revision int64, err error) {
+	if err := store.CheckKey(key); err != nil {
+		return nil, 0, err
+	}
+	err = s.call(ctx, func(ctx context.Context) error {
+		got, err := s.client.Get(ctx, keyspace+key)
+		if err != nil {
+			return err
+		}
+		if len(got.Kvs) == 0 {
+			return store.ErrNotFound
+		}
+		value, revision = got.Kvs[0].Value, got.Kvs[0].ModRevision
+		return nil
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("cannot get key %q: %w", key, err)
+	}
+	return value, revision, nil
+}
+
+// Put sets a key's value.
+func (s *Store) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
+	if err := store.CheckPut(key, value, revision); err != nil {
+		return 0, err
+	}
+	return s.change(ctx, "put", key, revision, clientv3.OpPut(keyspace+key, string(value)))
+}
+
+// Delete removes a key.
+func (s *Store) Delete(ctx context.Context, key string, revision int64) error {
+	if err := store.CheckDelete(key, revision); err != nil {
+		return err
+	}
+	_, err := s.change(ctx, "delete", key, revision, clientv3.OpDelete(keyspace+key))
+	return err
+}
+
+// change does one thing to a key that is at the revision that its writer saw,
+// and gives the revision of the change.
+func (s *Store) change(ctx context.Context, verb, key string, saw int64, do clientv3.Op) (revision int64, err error) {
+	var lost error
+	err = s.call(ctx, func(ctx context.Context) error {
+		same := clientv3.Compare(clientv3.ModRevision(keyspace+key), "=", saw)
+		done, err := s.client.Txn(ctx).If(same).Then(do).Else(clientv3.OpGet(keyspace+key, clientv3.WithKeysOnly())).Commit()
+		if err != nil {
+			return err
+		}
+		if !done.Succeeded {
+			lost = store.Conflict(verb, key, saw, at(done))
+		}
+		revision = done.Header.Revision
+		return nil
+	})
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("cannot %s key %q: %w", verb, key, err)
+	case lost != nil:
+		return 0, lost
+	}
+	return revision, nil
+}
+
+// at gives the revision of the key that a refused change asked for, 0 where
+// there is none.
+func at(refused *clientv3.TxnResponse) int64 {
+	for _, r := range refused.Responses {
+		for _, kv := range r.GetResponseRange().GetKvs() {
+			return kv.GetModRevision()
+		}
+	}
+	return 0
+}
+
+// List gives the entries under a prefix, all as they were at one revision.
+func (s *Store) List(ctx context.Context, prefix string) ([]store.Entry, error) {
+	if err := store.CheckPrefix(prefix); err != nil {
+		return nil, err
+	}
+	var out []store.Entry
+	err := s.call(ctx, func(ctx context.Context) error {
+		got, err := s.client.Get(ctx, keyspace+prefix, clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
+		for _, kv := range got.Kvs {
+			out = append(out, store.Entry{Key: string(kv.Key[len(keyspace):]), Value: kv.Value, Revision: kv.ModRevision})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot list keys under %q: %w", prefix, err)
+	}
+	return out, nil
+}
+
+// Close stops the member. One that cannot go on is left as it is, as it would
+// not stop either; it ends with the process.
+func (s *Store) Close() error {
+	s.once.Do(func() {
+		failed := s.fault.Err() != nil
+		s.fault.end(store.ErrClosed)
+		if s.client != nil && !failed {
+			s.client.Close()
+		}
+		if s.member != nil && !failed {
+			s.member.Close()
+		}
+		s.lock.Close()
+	})
+	return nil
+}

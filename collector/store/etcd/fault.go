@@ -1,0 +1,118 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.uber.org/zap/zapcore"
+)
+
+// fault is why a member ended. It is a context that is done from then on.
+//
+// etcd knows one answer to a disk that fails: it logs, and exits the process.
+// A collector has to say first what is the matter, so fault stands in for the
+// exit: it keeps the reason and holds the goroutine for ever, because what
+// follows in it is written for a process that is gone. The collector ends soon
+// after.
+type fault struct {
+	context.Context
+	stop context.CancelCauseFunc
+	dir  string
+}
+
+func newFault(dir string) *fault {
+	ctx, stop := context.WithCancelCause(context.Background())
+	return &fault{Context: ctx, stop: stop, dir: dir}
+}
+
+// end ends the member for a reason, the first of which counts.
+func (f *fault) end(why error) { f.stop(why) }
+
+// Err gives the reason, nil as long as the member works.
+func (f *fault) Err() error { return context.Cause(f.Context) }
+
+// OnWrite is called when etcd wants the process to exit.
+func (f *fault) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
+	f.end(f.explain(reason(entry.Message, fields)))
+	select {}
+}
+
+// reason is what etcd says in an entry of its log.
+func reason(message string, fields []zapcore.Field) error {
+	for _, field := range fields {
+		if err, ok := field.Interface.(error); ok && field.Type == zapcore.ErrorType {
+			return fmt.Errorf("%s: %w", message, err)
+		}
+	}
+	return errors.New(message)
+}
+
+// explain says what to do about an error of the folder.
+func (f *fault) explain(err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("the disk of %s is full: make room on it and start the collector again: %w", f.dir, err)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s cannot be written: make its disk writable by the collector and start it again: %w", f.dir, err)
+	case errors.Is(err, syscall.EIO):
+		return fmt.Errorf("the disk of %s fails: look at it and start the collector again: %w", f.dir, err)
+	}
+	return damaged(f.dir, err)
+}
+
+// errNotReady says that a member did not answer in startPatience.
+var errNotReady = errors.New("its etcd member gave no answer in time: look at the load of the disk, and start the collector again")
+
+// damaged says what to do about a member's folder that is not whole.
+func damaged(dir string, err error) error {
+	return fmt.Errorf("the etcd member in %s is damaged: move the folder away and restore a copy of it: %w", dir, err)
+}
+
+// explain says what to do about an error of a call.
+func explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("the store is full: close cases and start the collector again, which drops what is old: %w", err)
+	case errors.Is(err, rpctypes.ErrCorrupt):
+		return fmt.Errorf("the members of the store differ: restore one of them: %w", err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrNoLeader),
+		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail):
+		return fmt.Errorf("the store gives no answer: its disk is overloaded, or the majority of its members is not there: %w", err)
+	}
+	return err
+}
+
+func isCompacted(err error) bool { return errors.Is(err, rpctypes.ErrCompacted) }
+
+// Health gives nil as long as the store takes writes, and why it does not.
+func (s *Store) Health(ctx context.Context) error {
+	err := s.call(ctx, func(ctx context.Context) error {
+		if _, err := s.client.Get(ctx, keyspace); err != nil { // wants the majority
+			return err
+		}
+		alarms, err := s.client.AlarmList(ctx)
+		if err != nil {
+			return err
+		}
+		for _, alarm := range alarms.Alarms {
+			switch alarm.GetAlarm() {
+			case etcdserverpb.AlarmType_NOSPACE:
+				return rpctypes.ErrNoSpace
+			case etcdserverpb.AlarmType_CORRUPT:
+				return rpctypes.ErrCorrupt
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("cannot keep state in %s: %w", s.dir, err)
+	}
+	return nil
+}
