@@ -159,7 +159,10 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
-	s.fleet = fleet.New(book, c.TrustDomain, log)
+	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: nodeName, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
+		Alert: func(ctx context.Context, hosts []*wire.AttachedAgent) error {
+			return notifier.Notify(ctx, steps.UnableHosts(hosts))
+		}})
 	story := &steps.Story{
 		Account: aws.ToString(caller.Account),
 		EC2: func(region string) *cloud.EC2 {
@@ -206,6 +209,7 @@ func (s *service) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	})
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
+	group.Go(func() error { return s.fleet.Run(ctx) })
 	group.Go(func() error { return s.docket.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
 	group.Go(func() error {
