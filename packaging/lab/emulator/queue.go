@@ -53,6 +53,7 @@ type queue struct {
 
 type message struct {
 	id, body    string
+	attributes  map[string]messageAttribute // never changed
 	sent, first time.Time
 	shown       time.Time // invisible until then
 	receives    int
@@ -65,14 +66,14 @@ func newQueue(url string) *queue {
 	return &queue{url: url, made: time.Now(), key: key, changed: make(chan struct{})}
 }
 
-func (q *queue) put(body string, delay time.Duration) (id string, err *Error) {
+func (q *queue) put(body string, attributes map[string]messageAttribute, delay time.Duration) (id string, err *Error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.messages) >= maxMessages {
 		return "", refuse("OverLimit", "the queue holds %d messages", maxMessages)
 	}
 	now := time.Now()
-	m := &message{id: newUUID(), body: body, sent: now, shown: now.Add(delay), delayed: delay > 0}
+	m := &message{id: newUUID(), body: body, attributes: attributes, sent: now, shown: now.Add(delay), delayed: delay > 0}
 	q.messages = append(q.messages, m)
 	q.wake()
 	return m.id, nil
@@ -230,8 +231,10 @@ func (q *queue) bodies() []string {
 	return out
 }
 
+func (q *queue) name() string { return q.url[strings.LastIndexByte(q.url, '/')+1:] }
+
 func (q *queue) arn(cfg *Config) string {
-	return "arn:aws:sqs:" + cfg.Region + ":" + cfg.AccountID + ":" + q.url[strings.LastIndexByte(q.url, '/')+1:]
+	return "arn:aws:sqs:" + cfg.Region + ":" + cfg.AccountID + ":" + q.name()
 }
 
 func (q *queue) attributes(cfg *Config, dead *queue) map[string]string {
