@@ -43,6 +43,7 @@ type serveCmd struct {
 	dataFlag
 	Bucket    string        `help:"Evidence bucket." required:""`
 	Queue     string        `help:"URL of the SQS queue that EventBridge fills; none: findings come by 'trigger' alone."`
+	Letters   string        `name:"dead-letter-queue" help:"URL of the SQS queue for what cannot be read, which goes there with the reason; none: the one of the queue's redrive policy."`
 	Retention time.Duration `help:"Object Lock (compliance) on every object for this long; 0: the bucket's default."`
 	KMSKey    string        `help:"KMS key for the objects; none: the bucket's default."`
 	Grants    string        `name:"grant-endpoint" help:"S3 endpoint put into the part URLs, where agents reach S3 by another name than the collector does (a VPC interface endpoint)."`
@@ -172,7 +173,9 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
 	if c.Queue != "" {
-		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)
+		if s.queue, err = intake.New(sqs.NewFromConfig(sdk), intake.Config{Queue: c.Queue, DeadLetters: c.Letters}, cases, log); err != nil {
+			return nil, err
+		}
 	}
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)

@@ -25,7 +25,7 @@ const (
 	answerLimit    = 10 * time.Second // for one delete or change of visibility, also while stopping
 	batch          = 10               // messages of one receive, the most SQS gives
 	workers        = 10               // messages in hand at once
-	manyReceives   = 20               // of a malformed message, before it is taken that no redrive policy exists
+	manyReceives   = 20               // of a malformed message that cannot be sent on, before it is taken that no redrive policy exists
 	retryBase      = 10 * time.Second // about the visibility after the first failed Take
 	retryCeiling   = 15 * time.Minute
 	receiveBase    = time.Second
@@ -37,6 +37,9 @@ type SQS interface {
 	ReceiveMessage(context.Context, *sqs.ReceiveMessageInput, ...func(*sqs.Options)) (*sqs.ReceiveMessageOutput, error)
 	DeleteMessage(context.Context, *sqs.DeleteMessageInput, ...func(*sqs.Options)) (*sqs.DeleteMessageOutput, error)
 	ChangeMessageVisibility(context.Context, *sqs.ChangeMessageVisibilityInput, ...func(*sqs.Options)) (*sqs.ChangeMessageVisibilityOutput, error)
+	SendMessage(context.Context, *sqs.SendMessageInput, ...func(*sqs.Options)) (*sqs.SendMessageOutput, error)
+	GetQueueAttributes(context.Context, *sqs.GetQueueAttributesInput, ...func(*sqs.Options)) (*sqs.GetQueueAttributesOutput, error)
+	GetQueueUrl(context.Context, *sqs.GetQueueUrlInput, ...func(*sqs.Options)) (*sqs.GetQueueUrlOutput, error)
 }
 
 // Taker turns one event into a case, or joins it to an open one. On nil the
@@ -54,24 +57,36 @@ type Stats struct {
 	Polled    time.Time // when SQS last answered a receive; zero before the first
 	Received  int64     // messages
 	Taken     int64     // messages whose case is durable
-	Malformed int64     // messages sent on to the dead-letter queue
+	Malformed int64     // messages that cannot be read; one that comes back counts again
+	Buried    int64     // of these, messages that are in the dead-letter queue with the reason
 	Failed    int64     // messages to come back later
+}
+
+// Config names the queues, by their URLs.
+type Config struct {
+	Queue       string
+	DeadLetters string // for what cannot be read; empty: the one of the queue's redrive policy
 }
 
 // Queue moves events from one SQS queue to a Taker. Make it with New.
 type Queue struct {
-	api   SQS
-	url   string
-	taker Taker
-	log   *slog.Logger
+	api     SQS
+	url     string
+	letters *letters
+	taker   Taker
+	log     *slog.Logger
 
 	mu    sync.Mutex
 	stats Stats // under mu
 }
 
-// New makes a Queue. url is the queue's URL.
-func New(api SQS, url string, taker Taker, log *slog.Logger) *Queue {
-	return &Queue{api: api, url: url, taker: taker, log: log.With("queue", url)}
+// New makes a Queue.
+func New(api SQS, cfg Config, taker Taker, log *slog.Logger) (*Queue, error) {
+	if cfg.Queue == cfg.DeadLetters {
+		return nil, fmt.Errorf("cannot take %s as its own dead-letter queue: what cannot be read would go round for ever", cfg.Queue)
+	}
+	return &Queue{api: api, url: cfg.Queue, letters: &letters{api: api, queue: cfg.Queue, url: cfg.DeadLetters},
+		taker: taker, log: log.With("queue", cfg.Queue)}, nil
 }
 
 // Stats says what was done so far.
@@ -149,7 +164,7 @@ func (q *Queue) receive(ctx context.Context, most int) ([]types.Message, error) 
 		MaxNumberOfMessages:         int32(most),
 		WaitTimeSeconds:             int32(longPoll / time.Second),
 		VisibilityTimeout:           int32(hidden / time.Second),
-		MessageSystemAttributeNames: []types.MessageSystemAttributeName{types.MessageSystemAttributeNameApproximateReceiveCount},
+		MessageSystemAttributeNames: []types.MessageSystemAttributeName{types.MessageSystemAttributeNameApproximateReceiveCount, types.MessageSystemAttributeNameSentTimestamp},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot receive from %s: %w", q.url, err)
@@ -171,16 +186,10 @@ func (q *Queue) handle(ctx context.Context, m types.Message) {
 	switch {
 	case err == nil:
 		q.count(func(s *Stats) { s.Taken++ })
-		q.delete(answer, m, log)
-	case errors.Is(err, finding.ErrMalformed) && receives < manyReceives:
-		q.count(func(s *Stats) { s.Malformed++ })
-		log.Error("cannot read message; leaving it to the dead-letter queue", "error", err, "receives", receives)
-		q.hide(answer, m, 0, log)
+		q.delete(answer, m, "it comes back and joins its case", log)
 	case errors.Is(err, finding.ErrMalformed):
 		q.count(func(s *Stats) { s.Malformed++ })
-		log.Error("cannot read message, and no dead-letter queue takes it; give the queue a redrive policy",
-			"error", err, "receives", receives)
-		q.hide(answer, m, retryCeiling, log)
+		q.bury(answer, m, err, log)
 	case ctx.Err() != nil:
 		log.Info("stopped before the message was taken; giving it back", "error", err)
 		q.hide(answer, m, 0, log)
@@ -192,19 +201,45 @@ func (q *Queue) handle(ctx context.Context, m types.Message) {
 	}
 }
 
+// bury sends a message that cannot be read to the dead-letter queue, with the
+// reason, and deletes it only once SQS has it there. Where it cannot be sent,
+// the queue's redrive policy moves it in the end, without the reason.
+func (q *Queue) bury(ctx context.Context, m types.Message, reason error, log *slog.Logger) {
+	log = log.With("error", reason, "receives", receives(m))
+	limited, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	id, err := q.letters.send(limited, m, reason.Error())
+	switch {
+	case err == nil:
+		q.count(func(s *Stats) { s.Buried++ })
+		log.Error("cannot read message; it is in the dead-letter queue now, with the reason", "letter", id)
+		q.delete(ctx, m, "it comes back, and will be in the dead-letter queue twice", log)
+	case errors.Is(err, errNoLetters):
+		log.Error("cannot read message, and no dead-letter queue takes it; give the queue a redrive policy, or name one with --dead-letter-queue")
+		q.hide(ctx, m, retryCeiling, log)
+	case denied(err) && receives(m) < manyReceives:
+		log.Error("cannot read message; leaving it to the dead-letter queue without the reason, as the collector may not send it there", "denied", err)
+		q.hide(ctx, m, 0, log)
+	default:
+		wait := comeback(receives(m))
+		log.Error("cannot read message, nor send it to the dead-letter queue; it comes back later", "cause", err, "wait", wait)
+		q.hide(ctx, m, wait, log)
+	}
+}
+
 func (q *Queue) take(ctx context.Context, raw []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, takeLimit)
 	defer cancel()
 	return q.taker.Take(ctx, raw)
 }
 
-// delete removes a taken message. Where it fails, the message comes back and
-// joins its own case.
-func (q *Queue) delete(ctx context.Context, m types.Message, log *slog.Logger) {
+// delete removes a message that is safe elsewhere; otherwise says what comes
+// of it where that fails.
+func (q *Queue) delete(ctx context.Context, m types.Message, otherwise string, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	if _, err := q.api.DeleteMessage(ctx, &sqs.DeleteMessageInput{QueueUrl: &q.url, ReceiptHandle: m.ReceiptHandle}); err != nil {
-		log.Warn("cannot delete message; it comes back and joins its case", "error", err)
+		log.Warn("cannot delete message; "+otherwise, "cause", err)
 	}
 }
 
@@ -217,7 +252,7 @@ func (q *Queue) hide(ctx context.Context, m types.Message, d time.Duration, log 
 		QueueUrl: &q.url, ReceiptHandle: m.ReceiptHandle, VisibilityTimeout: int32(d / time.Second),
 	})
 	if err != nil {
-		log.Warn("cannot change the message's visibility; it comes back within a minute", "error", err)
+		log.Warn("cannot change the message's visibility; it comes back within a minute", "cause", err)
 	}
 }
 
@@ -234,4 +269,14 @@ func receives(m types.Message) int {
 		return 1
 	}
 	return n
+}
+
+// sent says when the message was first put into a queue; zero where SQS does
+// not say it.
+func sent(m types.Message) time.Time {
+	ms, err := strconv.ParseInt(m.Attributes[string(types.MessageSystemAttributeNameSentTimestamp)], 10, 64)
+	if err != nil || ms <= 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
 }
