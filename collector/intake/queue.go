@@ -20,8 +20,6 @@ import (
 const (
 	longPoll       = 20 * time.Second // the longest that SQS waits for a message
 	receiveLimit   = longPoll + 15*time.Second
-	takeLimit      = 50 * time.Second // for one Take; shorter than hidden, so that no message is taken twice at once
-	hidden         = 60 * time.Second // how long a received message stays invisible
 	answerLimit    = 10 * time.Second // for one delete or change of visibility, also while stopping
 	batch          = 10               // messages of one receive, the most SQS gives
 	workers        = 10               // messages in hand at once
@@ -46,14 +44,18 @@ type SQS interface {
 // case is durable and the event may be forgotten. An error that wraps
 // finding.ErrMalformed sends the event to the dead-letter queue; any other
 // brings it back later. Take is called from several goroutines, may see the
-// same event again, and must return soon after ctx is done, which is after 50 s
-// at the latest.
+// same event again, and must return soon after ctx is done, which is after 15
+// minutes at the latest.
 type Taker interface {
 	Take(ctx context.Context, raw []byte) error
 }
 
-// Stats counts what a Queue has done since it was made.
+// Stats says what a Queue does, and counts what it has done since it was made.
 type Stats struct {
+	InHand int           // messages that are being taken now, ten at most
+	Oldest time.Duration // how long ago the oldest of them was sent, by SQS's clock and ours; 0: none
+	Waited time.Duration // how old the message was that was received last, when it was; 0: none was, or SQS did not say
+
 	Polled    time.Time // when SQS last answered a receive; zero before the first
 	Received  int64     // messages
 	Taken     int64     // messages whose case is durable
@@ -77,7 +79,8 @@ type Queue struct {
 	log     *slog.Logger
 
 	mu    sync.Mutex
-	stats Stats // under mu
+	stats Stats                // under mu; InHand and Oldest are hand's
+	hand  map[string]time.Time // under mu; when each message in hand was sent, by its receipt handle
 }
 
 // New makes a Queue.
@@ -86,14 +89,36 @@ func New(api SQS, cfg Config, taker Taker, log *slog.Logger) (*Queue, error) {
 		return nil, fmt.Errorf("cannot take %s as its own dead-letter queue: what cannot be read would go round for ever", cfg.Queue)
 	}
 	return &Queue{api: api, url: cfg.Queue, letters: &letters{api: api, queue: cfg.Queue, url: cfg.DeadLetters},
-		taker: taker, log: log.With("queue", cfg.Queue)}, nil
+		hand: map[string]time.Time{}, taker: taker, log: log.With("queue", cfg.Queue)}, nil
 }
 
 // Stats says what was done so far.
 func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.stats
+	out := q.stats
+	out.InHand = len(q.hand)
+	for _, at := range q.hand {
+		out.Oldest = max(out.Oldest, time.Since(at))
+	}
+	return out
+}
+
+// hold notes that a message is in hand until done is called.
+func (q *Queue) hold(m types.Message) (done func()) {
+	at, now, handle := sent(m), time.Now(), aws.ToString(m.ReceiptHandle)
+	if at.IsZero() || at.After(now) {
+		at = now
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stats.Waited = now.Sub(at)
+	q.hand[handle] = at
+	return func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		delete(q.hand, handle)
+	}
 }
 
 // Run takes messages until ctx is done and every Take has returned; then it
@@ -181,7 +206,8 @@ func (q *Queue) receive(ctx context.Context, most int) ([]types.Message, error) 
 func (q *Queue) handle(ctx context.Context, m types.Message) {
 	log := q.log.With("message", aws.ToString(m.MessageId))
 	receives := receives(m)
-	err := q.take(ctx, []byte(aws.ToString(m.Body)))
+	defer q.hold(m)()
+	err := q.take(ctx, m, log)
 	answer := context.WithoutCancel(ctx)
 	switch {
 	case err == nil:
@@ -227,10 +253,21 @@ func (q *Queue) bury(ctx context.Context, m types.Message, reason error, log *sl
 	}
 }
 
-func (q *Queue) take(ctx context.Context, raw []byte) error {
+// take has the message taken, and keeps it invisible meanwhile.
+func (q *Queue) take(ctx context.Context, m types.Message, log *slog.Logger) error {
+	ctx, lose := context.WithCancelCause(ctx)
+	defer lose(nil)
 	ctx, cancel := context.WithTimeout(ctx, takeLimit)
-	defer cancel()
-	return q.taker.Take(ctx, raw)
+	var heart sync.WaitGroup
+	heart.Go(func() { q.keep(ctx, m, lose, log) })
+	err := q.taker.Take(ctx, []byte(aws.ToString(m.Body)))
+	lost := context.Cause(ctx)
+	cancel()
+	heart.Wait() // so that no beat comes after the answer
+	if err != nil && errors.Is(lost, errShown) {
+		return fmt.Errorf("%w: %w", lost, err)
+	}
+	return err
 }
 
 // delete removes a message that is safe elsewhere; otherwise says what comes

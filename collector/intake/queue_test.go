@@ -42,7 +42,7 @@ type fakeQueue struct {
 	loseDelete, loseSend              int    // how many of the next calls happen and still answer with an error
 	deny                              string // the action that the collector may not call
 	policy                            string // overrides the redrive policy
-	receives                          []time.Time
+	receives, hides                   []time.Time
 }
 
 type fakeMessage struct {
@@ -176,11 +176,12 @@ func (q *fakeQueue) ChangeMessageVisibility(ctx context.Context, in *sqs.ChangeM
 		q.failHide--
 		return nil, errDown
 	}
-	for _, m := range q.live {
-		if m.body == *in.ReceiptHandle {
-			m.visible = time.Now().Add(time.Duration(in.VisibilityTimeout) * time.Second)
-		}
+	at := slices.IndexFunc(q.live, func(m *fakeMessage) bool { return m.body == *in.ReceiptHandle })
+	if at < 0 || !q.live[at].visible.After(time.Now()) {
+		return nil, &types.MessageNotInflight{}
 	}
+	q.hides = append(q.hides, time.Now())
+	q.live[at].visible = time.Now().Add(time.Duration(in.VisibilityTimeout) * time.Second)
 	return &sqs.ChangeMessageVisibilityOutput{}, nil
 }
 
@@ -309,7 +310,7 @@ func TestHangingTakeIsGivenUpBeforeTheMessageShowsAgain(t *testing.T) {
 		api := &fakeQueue{}
 		api.put("hangs")
 		taker := &fakeTaker{takes: func(ctx context.Context, _ string, _ int) error { <-ctx.Done(); return ctx.Err() }}
-		stats, _ := run(t, api, taker, 5*time.Minute)
+		stats, _ := run(t, api, taker, 40*time.Minute)
 		if taker.peak != 1 || stats.Failed < 2 {
 			t.Errorf("%d at once, stats %+v", taker.peak, stats)
 		}
