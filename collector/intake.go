@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+
+	"github.com/quicklime-ir/quicklime/collector/desk"
+	"github.com/quicklime-ir/quicklime/collector/intake"
+)
+
+// errLeft says that a replay has left events where they are; the exit code is 3.
+var errLeft = errors.New("events were left where they are")
+
+type intakeCmd struct {
+	Replay intakeReplayCmd `cmd:"" help:"Hand events in again, from a dead-letter queue or a file."`
+}
+
+// intakeReplayCmd hands events to the running collector, as 'trigger' does.
+// None of its flags is read from the environment, where the service's are.
+type intakeReplayCmd struct {
+	dataFlag
+	Queue string `help:"URL of the queue, as a rule the dead-letter queue. What is taken is deleted there; what is not stays." env:"-" xor:"from" required:""`
+	File  string `help:"File with one event, or with an event a line." env:"-" xor:"from" required:"" type:"existingfile"`
+	Max   int    `help:"Most messages of the queue." default:"1000" env:"-"`
+}
+
+func (c *intakeReplayCmd) Run(ctx context.Context, out io.Writer) error {
+	if c.Max < 1 || c.Max > intake.MaxReplay {
+		return fmt.Errorf("cannot replay %d messages: want 1 to %d", c.Max, intake.MaxReplay)
+	}
+	client, err := desk.Dial(c.Data)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if c.File != "" {
+		return c.file(ctx, out, client.Trigger)
+	}
+	sdk, err := config.LoadDefaultConfig(ctx, config.WithRetryMode(aws.RetryModeAdaptive))
+	if err != nil {
+		return fmt.Errorf("cannot load AWS configuration: %w", err)
+	}
+	return c.queue(ctx, out, sqs.NewFromConfig(sdk), client.Trigger)
+}
+
+func (c *intakeReplayCmd) queue(ctx context.Context, out io.Writer, api intake.SQS, hand intake.Hand) error {
+	var t tally
+	err := intake.Replay(ctx, api, c.Queue, c.Max, hand, t.say(out))
+	return errors.Join(err, t.verdict())
+}
+
+func (c *intakeReplayCmd) file(ctx context.Context, out io.Writer, hand intake.Hand) error {
+	file, err := os.Open(c.File)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var t tally
+	if err := intake.ReplayFile(ctx, file, hand, t.say(out)); err != nil {
+		return fmt.Errorf("cannot read %s to its end: %w", c.File, errors.Join(err, t.verdict()))
+	}
+	return t.verdict()
+}
+
+// tally prints what became of each event, and counts.
+type tally struct{ all, left int }
+
+func (t *tally) say(out io.Writer) func(intake.Replayed) {
+	return func(r intake.Replayed) {
+		t.all++
+		if r.Err != nil {
+			t.left++
+		}
+		fmt.Fprintln(out, r)
+	}
+}
+
+func (t *tally) verdict() error {
+	if t.left > 0 {
+		return fmt.Errorf("%d of %d %w", t.left, t.all, errLeft)
+	}
+	return nil
+}
