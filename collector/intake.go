@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"os"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -14,6 +17,56 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/desk"
 	"github.com/quicklime-ir/quicklime/collector/intake"
 )
+
+// webhookFlags say where events are posted to by EventBridge. All four go
+// together; with none there is no webhook.
+type webhookFlags struct {
+	Listen string `help:"Address for the events of an EventBridge API destination, POST /findings over HTTPS, such as :443; none: no webhook." and:"webhook"`
+	Cert   string `help:"The webhook's certificate (PEM), which EventBridge must trust; read again at each connection." type:"path" and:"webhook"`
+	Key    string `help:"Its private key (PEM)." type:"path" and:"webhook"`
+	Secret string `name:"secret-file" help:"File, mode 0600, with the secret of EventBridge's connection: 20 to 512 characters; a second line is the next secret, while it is changed." type:"path" and:"webhook"`
+}
+
+// webhook is the listener of events that are posted.
+type webhook struct {
+	*intake.Webhook
+	listen string
+	tls    *tls.Config
+	log    *slog.Logger
+}
+
+// open makes the webhook, nil where none is asked for. Whatever is wrong with
+// its files is known at the start.
+func (f webhookFlags) open(cases intake.Taker, log *slog.Logger) (*webhook, error) {
+	if f.Listen == "" {
+		return nil, nil
+	}
+	secrets, err := intake.ReadSecrets(f.Secret)
+	if err != nil {
+		return nil, err
+	}
+	pair := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the webhook's certificate %s with key %s: %w", f.Cert, f.Key, err)
+		}
+		return &pair, nil
+	}
+	if _, err := pair(nil); err != nil {
+		return nil, err
+	}
+	return &webhook{intake.NewWebhook(secrets, cases, log), f.Listen, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair}, log}, nil
+}
+
+// run listens until ctx ends.
+func (w *webhook) run(ctx context.Context) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", w.listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen for EventBridge: %w", err)
+	}
+	w.log.Info("webhook listens", "address", listener.Addr())
+	return w.Serve(ctx, listener, w.tls)
+}
 
 // errLeft says that a replay has left events where they are; the exit code is 3.
 var errLeft = errors.New("events were left where they are")

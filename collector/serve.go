@@ -55,6 +55,8 @@ type serveCmd struct {
 	AgentCA     string `help:"Certificate authority of the agents (PEM)." type:"path" required:""`
 	TrustDomain string `help:"SPIFFE trust domain of the agents." required:""`
 
+	Webhook webhookFlags `embed:"" prefix:"webhook-"`
+
 	SigningKey  string `help:"Ed25519 key that signs manifests; made in the data folder when there is none." type:"path"`
 	DiscordFile string `help:"File with the Discord webhook's URL, which is a secret; none: notifications are only logged." type:"path"`
 
@@ -108,6 +110,7 @@ type service struct {
 	desk     *desk.Desk
 	runner   *playbook.Runner
 	queue    *intake.Queue // nil without a queue
+	webhook  *webhook      // nil without one
 	socket   string
 	tls      identity.Files
 	log      *slog.Logger
@@ -182,6 +185,9 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 			return nil, err
 		}
 	}
+	if s.webhook, err = c.Webhook.open(cases, log); err != nil {
+		return nil, err
+	}
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
 	}
@@ -221,6 +227,9 @@ func (s *service) run(ctx context.Context) error {
 	})
 	if s.queue != nil {
 		group.Go(func() error { return s.queue.Run(ctx) })
+	}
+	if s.webhook != nil {
+		group.Go(func() error { return s.webhook.run(ctx) })
 	}
 	return group.Wait()
 }

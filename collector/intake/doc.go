@@ -1,5 +1,5 @@
-// Package intake takes events from an SQS queue and hands each to whoever makes
-// cases of them. It exists so that no finding is lost: a message is deleted only
+// Package intake takes events from an SQS queue, or from a webhook, and hands
+// each to whoever makes cases of them. It exists so that no finding is lost: a message is deleted only
 // after its case is durable, and one that can't be read is deleted only after
 // the dead-letter queue has it, with the reason, and holds nothing else up.
 //
