@@ -7,6 +7,7 @@
 package casefile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -91,6 +92,7 @@ type Finding struct {
 	Title    string    `json:"title"`
 	Severity float64   `json:"severity"`
 	Count    int       `json:"count"`
+	Updated  time.Time `json:"updated,omitzero"` // as GuardDuty says
 	Received time.Time `json:"received"`
 	Raw      []byte    `json:"raw,omitempty"` // the event as it came, to the byte
 }
@@ -203,7 +205,7 @@ const (
 // FindingOf makes the case's note of a finding.
 func FindingOf(f *finding.Finding, now time.Time) Finding {
 	return Finding{EventID: f.EventID, ID: f.ID, Type: f.Type, Title: f.Title, Severity: f.Severity,
-		Count: f.Count, Received: now.UTC(), Raw: f.Raw}
+		Count: f.Count, Updated: f.UpdatedAt.UTC(), Received: now.UTC(), Raw: f.Raw}
 }
 
 // Open is the case that an opening event begins.
@@ -249,16 +251,22 @@ func (c Case) Apply(e Event) (Case, error) {
 	return c, nil
 }
 
-// join takes a finding. Of the updates of one finding the latest stays, by
-// GuardDuty's own count, as events may come in any order; the worst severity
-// stays in any case.
+// newer reports whether a version of a finding is later than another. Events
+// come in any order, so GuardDuty's own count tells, then its time, and the
+// event's id where both are the same, so that every order ends alike.
+func (f Finding) newer(than Finding) bool {
+	return cmp.Or(cmp.Compare(f.Count, than.Count), f.Updated.Compare(than.Updated), strings.Compare(f.EventID, than.EventID)) > 0
+}
+
+// join takes a finding. Of the updates of one finding the latest stays; the
+// worst severity stays in any case.
 func (c *Case) join(f Finding) {
 	c.Seen = append(slices.Clone(c.Seen), f.EventID)
 	c.Seen = c.Seen[max(0, len(c.Seen)-maxSeen):]
 	for i, known := range c.Findings {
 		if known.ID == f.ID && known.Type == f.Type {
 			worst := max(f.Severity, known.Severity)
-			if f.Count >= known.Count {
+			if f.newer(known) {
 				c.Findings[i] = f
 			}
 			c.Findings[i].Severity = worst

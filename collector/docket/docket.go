@@ -179,6 +179,9 @@ func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casef
 	if err != nil {
 		return casefile.Case{}, err
 	}
+	if e.Type == casefile.FindingJoined && before.Known(e.Finding.EventID) {
+		return before, nil // another delivery of the same event came first
+	}
 	if before.State == casefile.Closed {
 		return casefile.Case{}, fmt.Errorf("cannot apply event %q to case %s: %w", e.Type, id, errIsClosed)
 	}
