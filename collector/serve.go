@@ -109,6 +109,7 @@ type service struct {
 	docket   *docket.Docket
 	desk     *desk.Desk
 	runner   *playbook.Runner
+	herald   *playbook.Herald
 	queue    *intake.Queue // nil without a queue
 	webhook  *webhook      // nil without one
 	socket   string
@@ -179,6 +180,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
+	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
 	if c.Queue != "" {
 		if s.queue, err = intake.New(sqs.NewFromConfig(sdk), intake.Config{Queue: c.Queue, DeadLetters: c.Letters}, cases, log); err != nil {
@@ -217,6 +219,7 @@ func (s *service) run(ctx context.Context) error {
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
 	group.Go(func() error { return s.docket.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
+	group.Go(func() error { return s.herald.Run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-s.store.Failed():

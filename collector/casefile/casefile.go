@@ -59,7 +59,8 @@ type Case struct {
 	Instance  evidence.Instance `json:"instance"` // empty when nothing is acted on
 	Findings  []Finding         `json:"findings"`
 	Uncounted int               `json:"findingsNotKept,omitempty"`
-	Seen      []string          `json:"eventsSeen"` // ids of the events that it took, replaced ones too
+	Untold    []News            `json:"untold,omitempty"` // oldest first
+	Seen      []string          `json:"eventsSeen"`       // ids of the events that it took, replaced ones too
 	Steps     []Step            `json:"steps"`
 	Controls  []Control         `json:"controls,omitempty"` // oldest first
 
@@ -180,6 +181,7 @@ type Event struct {
 	Items      []evidence.Item      `json:"items,omitempty"`
 	Missing    *evidence.Missing    `json:"missing,omitempty"`
 	Manifest   *Manifest            `json:"manifest,omitempty"`
+	Told       []string             `json:"told,omitempty"` // ids of the events that brought the news
 }
 
 // Opening is what a case begins with.
@@ -195,6 +197,7 @@ type Opening struct {
 const (
 	CaseOpened    = "case_opened"
 	FindingJoined = "finding_joined"
+	NewsTold      = "news_told" // people were told what joined findings brought
 	StepStarted   = "step_started"
 	StepEnded     = "step_ended"
 	Fact          = "fact"
@@ -230,6 +233,8 @@ func (c Case) Apply(e Event) (Case, error) {
 	switch e.Type {
 	case FindingJoined:
 		c.join(*e.Finding)
+	case NewsTold:
+		c.told(e.Told)
 	case StepStarted, StepEnded:
 		i := slices.IndexFunc(c.Steps, func(s Step) bool { return s.Name == e.Step })
 		if i < 0 {
@@ -244,7 +249,7 @@ func (c Case) Apply(e Event) (Case, error) {
 		if c.State == Running {
 			return c, fmt.Errorf("cannot close case %s: it is running; wait until its steps have ended", c.ID)
 		}
-		c.State, c.Reason = Closed, e.Detail
+		c.State, c.Reason, c.Untold = Closed, e.Detail, nil // who closes it has seen it
 	default:
 		return c, fmt.Errorf("cannot apply event %q to case %s: unknown", e.Type, c.ID)
 	}
@@ -259,8 +264,19 @@ func (f Finding) newer(than Finding) bool {
 }
 
 // join takes a finding. Of the updates of one finding the latest stays; the
-// worst severity stays in any case.
+// worst severity stays in any case. What it brings that is new is to be told,
+// unless the case keeps no more findings and cannot say what it has.
 func (c *Case) join(f Finding) {
+	news, isNews := c.newsOf(f)
+	kept := c.keep(f)
+	if isNews && kept {
+		c.Untold = append(slices.Clone(c.Untold), news)
+	}
+}
+
+// keep puts a finding among those of the case, and reports whether it has
+// room for it.
+func (c *Case) keep(f Finding) bool {
 	c.Seen = append(slices.Clone(c.Seen), f.EventID)
 	c.Seen = c.Seen[max(0, len(c.Seen)-maxSeen):]
 	for i, known := range c.Findings {
@@ -270,14 +286,15 @@ func (c *Case) join(f Finding) {
 				c.Findings[i] = f
 			}
 			c.Findings[i].Severity = worst
-			return
+			return true
 		}
 	}
 	if len(c.Findings) >= maxFindings {
 		c.Uncounted++
-		return
+		return false
 	}
 	c.Findings = append(c.Findings, f)
+	return true
 }
 
 func (c *Case) move(s *Step, e Event) {

@@ -197,7 +197,7 @@ func TestSeveralNodesGiveTheSameCases(t *testing.T) {
 		events, shared := someEvents(t), store.Memory()
 		var nodes []*docket.Docket
 		for n := range 3 {
-			nodes = append(nodes, docket.New(docket.Config{Store: shared, Node: fmt.Sprint("n", n), Bucket: noBucket{}, Threshold: 7, Steps: []string{"contain"},
+			nodes = append(nodes, docket.New(docket.Config{Store: shared.Another(), Node: fmt.Sprint("n", n), Bucket: noBucket{}, Threshold: 7, Steps: []string{"contain"},
 				RecordSteps: []string{"notify"}, Log: slog.New(slog.DiscardHandler), Now: time.Now}))
 		}
 		var all sync.WaitGroup

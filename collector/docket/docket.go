@@ -194,7 +194,11 @@ func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casef
 	if err != nil {
 		return casefile.Case{}, err
 	}
-	return d.write(ctx, after, e, revision, moved...)
+	untold, err := d.announce(ctx, before, after)
+	if err != nil {
+		return casefile.Case{}, err
+	}
+	return d.write(ctx, after, e, revision, append(moved, untold...)...)
 }
 
 // write makes a case durable, together with its event's journal entry, and
