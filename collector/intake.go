@@ -64,7 +64,7 @@ func (w *webhook) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen for EventBridge: %w", err)
 	}
-	w.log.Info("webhook listens", "address", listener.Addr())
+	w.log.Info("webhook listens", "address", listener.Addr().String())
 	return w.Serve(ctx, listener, w.tls)
 }
 
