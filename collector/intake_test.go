@@ -52,9 +52,11 @@ func serveDesk(t *testing.T) (data string, cases *docket.Docket) {
 func findingEvent(n int, instance string) string {
 	return fmt.Sprintf(`{"version":"0","id":"6f1c1e0a-5a0c-4b35-9d0e-%012d","detail-type":"GuardDuty Finding","source":"aws.guardduty","account":"111122223333",`+
 		`"time":"2026-11-20T09:41:07Z","region":"eu-central-1","resources":[],"detail":{"accountId":"111122223333","region":"eu-central-1",`+
-		`"id":"1ac6f0d2b4e84a3f9c7b5d3e1f2a%04d","type":"Backdoor:EC2/C&CActivity.B","severity":8,"title":"t",`+
+		`"id":"1ac6f0d2b4e84a3f9c7b5d3e%08d","type":"Backdoor:EC2/C&CActivity.B","severity":8,"title":"t",`+
 		`"resource":{"resourceType":"Instance","instanceDetails":{"instanceId":%q}},"service":{"count":1}}}`, n, n, instance)
 }
+
+func instanceNumber(n int) string { return fmt.Sprintf("i-%017x", n) }
 
 // TestIntakeReplaysAFile into the running collector: what is taken is a case,
 // and is joined where it is replayed once more.

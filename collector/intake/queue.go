@@ -22,7 +22,7 @@ const (
 	receiveLimit   = longPoll + 15*time.Second
 	answerLimit    = 10 * time.Second // for one delete or change of visibility, also while stopping
 	batch          = 10               // messages of one receive, the most SQS gives
-	workers        = 10               // messages in hand at once
+	workers        = 32               // messages in hand at once, of finding.MaxSize bytes at most
 	manyReceives   = 20               // of a malformed message that cannot be sent on, before it is taken that no redrive policy exists
 	retryBase      = 10 * time.Second // about the visibility after the first failed Take
 	retryCeiling   = 15 * time.Minute
@@ -52,7 +52,7 @@ type Taker interface {
 
 // Stats says what a Queue does, and counts what it has done since it was made.
 type Stats struct {
-	InHand int           // messages that are being taken now, ten at most
+	InHand int           // messages that are being taken now, 32 at most
 	Oldest time.Duration // how long ago the oldest of them was sent, by SQS's clock and ours; 0: none
 	Waited time.Duration // how old the message was that was received last, when it was; 0: none was, or SQS did not say
 

@@ -21,7 +21,7 @@ import (
 
 // Times of a replay.
 const (
-	replayPoll = 5 * time.Second  // long enough that SQS asks all of its servers
+	replayPoll = 2 * time.Second  // long enough that SQS asks all of its servers
 	replayHide = 10 * time.Minute // what is left shows again at the replay's end, or after this
 )
 
