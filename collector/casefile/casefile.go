@@ -61,6 +61,7 @@ type Case struct {
 	Uncounted int               `json:"findingsNotKept,omitempty"`
 	Untold    []News            `json:"untold,omitempty"` // oldest first
 	Seen      []string          `json:"eventsSeen"`       // ids of the events that it took, replaced ones too
+	Before    string            `json:"before,omitempty"` // the case of the same subject that was closed before it
 	Steps     []Step            `json:"steps"`
 	Controls  []Control         `json:"controls,omitempty"` // oldest first
 
@@ -190,6 +191,7 @@ type Opening struct {
 	Reason   string            `json:"reason"`
 	Instance evidence.Instance `json:"instance"`
 	Steps    []string          `json:"steps"`
+	Before   string            `json:"before,omitempty"`
 }
 
 // The types of events. A fact is something learned or changed by a step; it
@@ -217,7 +219,7 @@ func Open(id string, e Event) (Case, error) {
 		return Case{}, fmt.Errorf("cannot open case %s: its first event is %q", id, e.Type)
 	}
 	c := Case{ID: id, Opened: e.Time, State: Running, Act: e.Opened.Act, Reason: e.Opened.Reason,
-		Instance: e.Opened.Instance, Findings: []Finding{*e.Finding}, Seen: []string{e.Finding.EventID}}
+		Instance: e.Opened.Instance, Findings: []Finding{*e.Finding}, Seen: []string{e.Finding.EventID}, Before: e.Opened.Before}
 	for _, name := range e.Opened.Steps {
 		c.Steps = append(c.Steps, Step{Name: name})
 	}

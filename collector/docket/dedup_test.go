@@ -3,6 +3,7 @@ package docket_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -212,7 +213,8 @@ func TestSeveralNodesGiveTheSameCases(t *testing.T) {
 	})
 }
 
-// TestAClosedCaseKeepsWhatItTook: its events, delivered again, open nothing.
+// TestAClosedCaseKeepsWhatItTook: its events, delivered again, open nothing,
+// and join no case that came after it.
 func TestAClosedCaseKeepsWhatItTook(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		events := someEvents(t)
@@ -232,16 +234,58 @@ func TestAClosedCaseKeepsWhatItTook(t *testing.T) {
 			}
 		}
 		deliver(t, d, rapid.Permutation(events).Draw(t, "order"), 2)
+		fresh := events[0] // on its subjects there are new cases
+		fresh.Event, fresh.Count = len(events), 9
+		deliver(t, d, []told{fresh}, 1)
+		deliver(t, d, rapid.Permutation(events).Draw(t, "order once more"), 2)
 		after, err := d.List(context.Background())
-		if err != nil || len(after) != len(before) {
-			t.Fatalf("%d cases after %d, %v", len(after), len(before), err)
+		if err != nil || len(after) != len(before)+len(fresh.subjects()) {
+			t.Fatalf("%d cases after %d, %v; want %d more", len(after), len(before), err, len(fresh.subjects()))
 		}
 		for id, c := range byID(after) {
-			if c.State != casefile.Closed || len(c.Seen) != len(byID(before)[id].Seen) {
+			old, was := byID(before)[id]
+			switch {
+			case was && (c.State != casefile.Closed || len(c.Seen) != len(old.Seen)):
 				t.Errorf("case %s changed: %+v", id, c)
+			case !was && !slices.Equal(c.Seen, []string{fresh.eventID()}):
+				t.Errorf("case %s took the events %v; want %s alone", id, c.Seen, fresh.eventID())
 			}
 		}
 	})
+}
+
+// TestAnEventThatIsOlderThanManyCases opened the first of them, and is not
+// taken for news.
+func TestAnEventThatIsOlderThanManyCases(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	today := time.Now()
+	d := docket.New(docket.Config{Store: store.Memory(), Node: "n", Bucket: noBucket{}, Threshold: 7, Steps: []string{"contain"},
+		RecordSteps: []string{"contain"}, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return today }})
+	open := func(n int) string {
+		ids, err := d.Open(ctx, told{Event: n, Finding: n, Hosts: hosts[:1], Count: 1, Severity: 8}.raw())
+		if err != nil || len(ids) != 1 {
+			t.Fatalf("event %d: %v, %v", n, ids, err)
+		}
+		return ids[0]
+	}
+	var cases []string
+	for n := range 15 {
+		id := open(n)
+		cases = append(cases, id)
+		_, err := d.Record(ctx, id, casefile.Event{Type: casefile.StepEnded, Step: "contain", Outcome: casefile.Done})
+		if err = errors.Join(err, d.Close(ctx, id, "rebuilt")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, want := range cases {
+		if id := open(n); id != want {
+			t.Errorf("event %d, delivered again, is of case %s, want %s", n, id, want)
+		}
+	}
+	if all, err := d.List(ctx); err != nil || len(all) != len(cases) {
+		t.Errorf("%d cases, %v", len(all), err)
+	}
 }
 
 func byID(cases []casefile.Case) map[string]casefile.Case {

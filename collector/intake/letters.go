@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,9 +45,10 @@ var errNoLetters = errors.New("it has no redrive policy, and no dead-letter queu
 type letters struct {
 	api   SQS
 	queue string // whose messages they were
+	named string // the dead-letter queue; empty: the redrive policy's
 
-	mu  sync.Mutex
-	url string // under mu; of the dead-letter queue; empty: not known yet
+	mu      sync.Mutex
+	learned string // under mu; the policy's, as long as it takes letters
 }
 
 // send puts a message into the dead-letter queue with the reason, and gives
@@ -59,6 +61,7 @@ func (l *letters) send(ctx context.Context, m types.Message, reason string) (id 
 	}
 	out, err := l.api.SendMessage(ctx, &sqs.SendMessageInput{QueueUrl: &url, MessageBody: m.Body, MessageAttributes: about(m, reason)})
 	if err != nil {
+		l.learn("") // it may be another one by now
 		return "", fmt.Errorf("cannot send to the dead-letter queue %s: %w", url, err)
 	}
 	return aws.ToString(out.MessageId), nil
@@ -68,7 +71,7 @@ func (l *letters) send(ctx context.Context, m types.Message, reason string) (id 
 // redrive policy, which is asked for once.
 func (l *letters) find(ctx context.Context) (string, error) {
 	l.mu.Lock()
-	url := l.url
+	url := cmp.Or(l.named, l.learned)
 	l.mu.Unlock()
 	if url != "" {
 		return url, nil
@@ -77,10 +80,14 @@ func (l *letters) find(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot learn the dead-letter queue of %s: %w", l.queue, err)
 	}
+	l.learn(url)
+	return url, nil
+}
+
+func (l *letters) learn(url string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.url = url
-	return url, nil
+	l.learned = url
 }
 
 func (l *letters) ask(ctx context.Context) (string, error) {

@@ -123,9 +123,22 @@ func TestAQueueIsNotItsOwnDeadLetterQueue(t *testing.T) {
 
 func TestANamedDeadLetterQueueNeedsNoPolicy(t *testing.T) {
 	api := &fakeQueue{deny: "GetQueueAttributes"}
-	l := &letters{api: api, queue: fakeURL, url: fakeLetters}
+	l := &letters{api: api, queue: fakeURL, named: fakeLetters}
 	if id, err := l.send(t.Context(), types.Message{Body: aws.String("bad")}, "why"); err != nil || id != "new" || len(api.letters) != 1 {
 		t.Errorf("%q, %v, %v", id, err, api.letters)
+	}
+}
+
+// TestADeadLetterQueueMayBeReplaced while the collector runs.
+func TestADeadLetterQueueMayBeReplaced(t *testing.T) {
+	api := &fakeQueue{policy: `{"deadLetterTargetArn":"arn:aws:sqs:eu-central-1:111122223333:old"}`}
+	l, m := &letters{api: api, queue: fakeURL}, types.Message{Body: aws.String("bad")}
+	if _, err := l.send(t.Context(), m, "why"); err == nil {
+		t.Fatal("a queue that is not there took it")
+	}
+	api.policy = `{"deadLetterTargetArn":"arn:aws:sqs:eu-central-1:111122223333:letters"}`
+	if _, err := l.send(t.Context(), m, "why"); err != nil || len(api.letters) != 1 {
+		t.Errorf("%v, %v", err, api.letters)
 	}
 }
 

@@ -88,7 +88,7 @@ func New(api SQS, cfg Config, taker Taker, log *slog.Logger) (*Queue, error) {
 	if cfg.Queue == cfg.DeadLetters {
 		return nil, fmt.Errorf("cannot take %s as its own dead-letter queue: what cannot be read would go round for ever", cfg.Queue)
 	}
-	return &Queue{api: api, url: cfg.Queue, letters: &letters{api: api, queue: cfg.Queue, url: cfg.DeadLetters},
+	return &Queue{api: api, url: cfg.Queue, letters: &letters{api: api, queue: cfg.Queue, named: cfg.DeadLetters},
 		hand: map[string]time.Time{}, taker: taker, log: log.With("queue", cfg.Queue)}, nil
 }
 

@@ -56,6 +56,7 @@ type message struct {
 	attributes  map[string]messageAttribute // never changed
 	sent, first time.Time
 	shown       time.Time // invisible until then
+	taken       time.Time // received last
 	receives    int
 	delayed     bool // never received, but sent with a delay
 }
@@ -129,7 +130,7 @@ func (q *queue) take(most int, hide time.Duration) (got []message, next time.Tim
 			if m.receives++; m.receives == 1 {
 				m.first = now
 			}
-			m.shown, m.delayed = now.Add(hide), false
+			m.shown, m.taken, m.delayed = now.Add(hide), now, false
 			got = append(got, *m)
 		}
 	}
@@ -198,6 +199,9 @@ func (q *queue) hide(handle string, d time.Duration) *Error {
 	now := time.Now()
 	if m == nil || !m.shown.After(now) {
 		return refuse("MessageNotInflight", "the specified message isn't in flight")
+	}
+	if now.Add(d).After(m.taken.Add(maxVisibility)) {
+		return refuse("InvalidParameterValue", "total VisibilityTimeout for the message is beyond the limit [%d seconds]", int(maxVisibility/time.Second))
 	}
 	m.shown = now.Add(d)
 	q.wake()
