@@ -21,7 +21,7 @@ import (
 // webhookFlags say where events are posted to by EventBridge. All four go
 // together; with none there is no webhook.
 type webhookFlags struct {
-	Listen string `help:"Address for the events of an EventBridge API destination, POST /findings over HTTPS, such as :443; none: no webhook." and:"webhook"`
+	Listen string `help:"Address for the events of an EventBridge API destination, POST /findings over HTTPS, such as :8444 behind a TCP load balancer's 443; none: no webhook." and:"webhook"`
 	Cert   string `help:"The webhook's certificate (PEM), which EventBridge must trust; read again at each connection." type:"path" and:"webhook"`
 	Key    string `help:"Its private key (PEM)." type:"path" and:"webhook"`
 	Secret string `name:"secret-file" help:"File, mode 0600, with the secret of EventBridge's connection: 20 to 512 characters; a second line is the next secret, while it is changed." type:"path" and:"webhook"`

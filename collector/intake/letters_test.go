@@ -102,6 +102,22 @@ func TestWhereDeadLettersGo(t *testing.T) {
 	}
 }
 
+// TestAQueueWithoutDeadLetterQueueIsKnownAtTheStart, before anything is lost
+// sight of.
+func TestAQueueWithoutDeadLetterQueueIsKnownAtTheStart(t *testing.T) {
+	for says, api := range map[string]*fakeQueue{
+		"goes to the dead-letter queue\" queue=" + fakeURL + " letters=" + fakeLetters:           {maxReceives: 3},
+		"no dead-letter queue is known for what cannot be read; give the queue a redrive policy": {},
+		"not authorized": {deny: "GetQueueAttributes"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			if _, log := run(t, api, &fakeTaker{}, time.Second); !strings.Contains(log, says) {
+				t.Errorf("the log does not say %q: %s", says, log)
+			}
+		})
+	}
+}
+
 // TestAFailingStoreBuriesNothing: a case that cannot be written now is no
 // reason to put its finding aside.
 func TestAFailingStoreBuriesNothing(t *testing.T) {

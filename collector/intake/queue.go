@@ -128,6 +128,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	var hands sync.WaitGroup
 	defer hands.Wait()
 	slots := make(chan struct{}, workers)
+	q.lookForLetters(ctx)
 	for failures := 0; ; {
 		free, ok := await(ctx, slots)
 		if !ok {
@@ -152,6 +153,19 @@ func (q *Queue) Run(ctx context.Context) error {
 				q.handle(ctx, m)
 			})
 		}
+	}
+}
+
+// lookForLetters says at the start where what cannot be read will go, so that
+// a queue without redrive is known before it matters.
+func (q *Queue) lookForLetters(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	switch url, err := q.letters.find(limited); {
+	case err == nil:
+		q.log.Info("what cannot be read goes to the dead-letter queue", "letters", url)
+	case ctx.Err() == nil:
+		q.log.Warn("no dead-letter queue is known for what cannot be read; give the queue a redrive policy, or name one with --dead-letter-queue", "cause", err)
 	}
 }
 

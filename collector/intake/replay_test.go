@@ -176,3 +176,23 @@ func TestWhatIsPrintedDoesNothingToATerminal(t *testing.T) {
 		t.Errorf("%q", line)
 	}
 }
+
+// FuzzReplayFile: every line that holds anything is told of once, and nothing
+// is handed in that is longer than two events.
+func FuzzReplayFile(f *testing.F) {
+	f.Add("{}\n{}\n")
+	f.Add("\n\r\n{\n}\n")
+	f.Add("{}\nbad\n\x00")
+	f.Fuzz(func(t *testing.T, file string) {
+		var handed, told int
+		err := ReplayFile(t.Context(), strings.NewReader(file), func(_ context.Context, raw []byte) ([]string, error) {
+			if handed++; len(raw) == 0 || len(raw) > 2*finding.MaxSize+3 {
+				t.Errorf("%d bytes are handed in", len(raw))
+			}
+			return nil, nil
+		}, func(Replayed) { told++ })
+		if err != nil || handed != told || (handed > 0) != (strings.TrimSpace(file) != "") {
+			t.Errorf("%v: %d handed in, %d told of", err, handed, told)
+		}
+	})
+}
