@@ -43,6 +43,7 @@ type serveCmd struct {
 	dataFlag
 	Bucket    string        `help:"Evidence bucket." required:""`
 	Queue     string        `help:"URL of the SQS queue that EventBridge fills; none: findings come by 'trigger' alone."`
+	Letters   string        `name:"dead-letter-queue" help:"URL of the SQS queue for what cannot be read, which goes there with the reason; none: the one of the queue's redrive policy."`
 	Retention time.Duration `help:"Object Lock (compliance) on every object for this long; 0: the bucket's default."`
 	KMSKey    string        `help:"KMS key for the objects; none: the bucket's default."`
 	Grants    string        `name:"grant-endpoint" help:"S3 endpoint put into the part URLs, where agents reach S3 by another name than the collector does (a VPC interface endpoint)."`
@@ -53,6 +54,8 @@ type serveCmd struct {
 	Key         string `help:"Its private key (PEM)." type:"path" required:""`
 	AgentCA     string `help:"Certificate authority of the agents (PEM)." type:"path" required:""`
 	TrustDomain string `help:"SPIFFE trust domain of the agents." required:""`
+
+	Webhook webhookFlags `embed:"" prefix:"webhook-"`
 
 	SigningKey  string `help:"Ed25519 key that signs manifests; made in the data folder when there is none." type:"path"`
 	DiscordFile string `help:"File with the Discord webhook's URL, which is a secret; none: notifications are only logged." type:"path"`
@@ -106,7 +109,9 @@ type service struct {
 	docket   *docket.Docket
 	desk     *desk.Desk
 	runner   *playbook.Runner
+	herald   *playbook.Herald
 	queue    *intake.Queue // nil without a queue
+	webhook  *webhook      // nil without one
 	socket   string
 	tls      identity.Files
 	log      *slog.Logger
@@ -178,9 +183,15 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
+	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
 	if c.Queue != "" {
-		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)
+		if s.queue, err = intake.New(sqs.NewFromConfig(sdk), intake.Config{Queue: c.Queue, DeadLetters: c.Letters}, cases, log); err != nil {
+			return nil, err
+		}
+	}
+	if s.webhook, err = c.Webhook.open(cases, log); err != nil {
+		return nil, err
 	}
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
@@ -212,6 +223,7 @@ func (s *service) run(ctx context.Context) error {
 	group.Go(func() error { return s.fleet.Run(ctx) })
 	group.Go(func() error { return s.docket.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
+	group.Go(func() error { return s.herald.Run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-s.store.Failed():
@@ -222,6 +234,9 @@ func (s *service) run(ctx context.Context) error {
 	})
 	if s.queue != nil {
 		group.Go(func() error { return s.queue.Run(ctx) })
+	}
+	if s.webhook != nil {
+		group.Go(func() error { return s.webhook.run(ctx) })
 	}
 	return group.Wait()
 }
