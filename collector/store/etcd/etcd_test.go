@@ -156,7 +156,7 @@ func TestAFaultEndsTheStore(t *testing.T) {
 		syscall.ENOSPC:    "make room on it",
 		syscall.EROFS:     "make its disk writable",
 		syscall.EIO:       "look at it",
-		errors.New("crc"): "restore a copy",
+		errors.New("crc"): "restore a snapshot",
 		&os.PathError{Op: "write", Path: "0.wal", Err: syscall.EDQUOT}: "make room on it",
 	} {
 		s := begin(t, t.TempDir())
