@@ -41,6 +41,7 @@ import (
 // and endpoints come from the AWS SDK's own variables and files.
 type serveCmd struct {
 	dataFlag
+	nodeFlags
 	Bucket    string        `help:"Evidence bucket." required:""`
 	Queue     string        `help:"URL of the SQS queue that EventBridge fills; none: findings come by 'trigger' alone."`
 	Retention time.Duration `help:"Object Lock (compliance) on every object for this long; 0: the bucket's default."`
@@ -95,9 +96,6 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	return err
 }
 
-// nodeName names the only node.
-const nodeName = "collector"
-
 // service is the parts of a running collector.
 type service struct {
 	store    *etcd.Store
@@ -126,7 +124,11 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
-	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(c.Data, "store"), Name: nodeName, Log: log}); err != nil {
+	node, err := c.nodeFlags.config(c.Data, c.AgentCA, log)
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = etcd.Open(ctx, node); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -171,11 +173,11 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
 		Definitions: definitions,
 	}
-	cases := docket.New(docket.Config{Store: s.store, Node: nodeName, Bucket: bucket, Threshold: c.Severity,
+	cases := docket.New(docket.Config{Store: s.store, Node: node.Name, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
-	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
+	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: s.store, Log: log}
 	if c.Queue != "" {
 		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)
 	}

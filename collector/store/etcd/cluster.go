@@ -61,12 +61,12 @@ type Joined struct {
 // maxNodes bounds a cluster. etcd advises seven at most.
 const maxNodes = 9
 
-var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
 
 // CheckName refuses what no node may be called.
 func CheckName(name string) error {
 	if !nodeName.MatchString(name) {
-		return fmt.Errorf("cannot call a node %.80q: want 1 to 63 letters, digits and \"._-\", a letter or digit first", name)
+		return fmt.Errorf("cannot call a node %.80q: want 1 to 100 letters, digits and \"._-\", a letter or digit first", name)
 	}
 	return nil
 }
@@ -506,7 +506,7 @@ func (c Config) check() error {
 			return err
 		}
 	}
-	if c.Join == nil || hasMember(c.Dir) {
+	if c.Join == nil || HasMember(c.Dir) {
 		return nil
 	}
 	if err := c.Join.check(); err != nil {

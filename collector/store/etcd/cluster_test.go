@@ -283,7 +283,7 @@ func TestMembershipIsGuarded(t *testing.T) {
 	b.Join = &j
 	_, err = Open(ctx, b)
 	refuse(t, err, "'cluster join' makes a new one")
-	if hasMember(b.Dir) {
+	if HasMember(b.Dir) {
 		t.Error("a member was left behind that never joined")
 	}
 	s.Close()
@@ -321,7 +321,7 @@ func TestPeersAreChecked(t *testing.T) {
 		if refuse(t, err, tt.want); t.Failed() {
 			t.Fatal(name)
 		}
-		if hasMember(cfg.Dir) {
+		if HasMember(cfg.Dir) {
 			t.Errorf("%s: a member was begun", name)
 		}
 	}

@@ -91,7 +91,7 @@ func (s *Store) startMember() (*embed.Etcd, error) {
 // startEtcd starts it, and cleans up after a member that was never begun, so
 // that the next start is as good as the first.
 func (s *Store) startEtcd() (*embed.Etcd, error) {
-	begins := !hasMember(s.cfg.Dir)
+	begins := !HasMember(s.cfg.Dir)
 	config, err := s.config()
 	if err != nil {
 		return nil, err
@@ -109,7 +109,8 @@ func (s *Store) startEtcd() (*embed.Etcd, error) {
 	return nil, s.fault.explain(err)
 }
 
-func hasMember(dir string) bool {
+// HasMember says whether a folder holds a member, or what is left of one.
+func HasMember(dir string) bool {
 	_, err := os.Lstat(filepath.Join(dir, "member"))
 	return !errors.Is(err, fs.ErrNotExist)
 }
@@ -122,7 +123,7 @@ func hasLog(dir string) bool {
 // checkMember refuses a folder that has lost a part of its member: etcd would
 // begin a new, empty one over what is left.
 func (s *Store) checkMember() error {
-	if !hasMember(s.cfg.Dir) {
+	if !HasMember(s.cfg.Dir) {
 		return nil
 	}
 	member := filepath.Join(s.cfg.Dir, "member")
