@@ -10,12 +10,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/desk"
 	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 )
 
-// nodeFlags say which node this is, and how others reach it.
+// nodeFlags say which node this is, how others reach it, and what is left when
+// all are lost.
 type nodeFlags struct {
 	Node       string `help:"Name of this node, unlike that of every other node; the host's name where none is given." placeholder:"NAME"`
 	PeerListen string `help:"IP:PORT to listen at for other nodes, or :PORT; agents have no business there. Without it the node is alone, and listens for none." and:"peer" placeholder:"IP:PORT"`
@@ -24,6 +26,8 @@ type nodeFlags struct {
 	PeerKey    string `help:"Its private key (PEM)." type:"path" and:"peer"`
 	PeerCA     string `name:"peer-ca" help:"Certificate authority of the nodes (PEM); it signs for nothing else." type:"path" and:"peer"`
 	Join       string `help:"What 'cluster join' on another node has printed; nothing to a node that has joined." type:"path" placeholder:"FILE"`
+
+	SnapshotEvery time.Duration `help:"Time between snapshots of the state to the evidence bucket, under state/; 0: none." default:"1h"`
 }
 
 // storeDir is where a collector with this data folder keeps its state.

@@ -31,6 +31,7 @@ type cli struct {
 	Case     caseCmd     `cmd:"" help:"List, show and close cases, and control what they capture."`
 	Agent    agentCmd    `cmd:"" help:"List the attached agents."`
 	Cluster  clusterCmd  `cmd:"" help:"List the nodes of the collector, let one join, take one out."`
+	Restore  restoreCmd  `cmd:"" help:"Make a node out of a snapshot of the state, where no node is left."`
 	Trigger  triggerCmd  `cmd:"" help:"Hand in a finding as if it had come from the queue."`
 	Verify   verifyCmd   `cmd:"" help:"Prove that evidence is whole and unchanged."`
 	Export   exportCmd   `cmd:"" help:"Give a case's memory image in the form that a tool wants."`

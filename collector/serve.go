@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/cloud"
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/desk"
@@ -103,6 +104,7 @@ type service struct {
 	fleet    *fleet.Fleet
 	docket   *docket.Docket
 	desk     *desk.Desk
+	backup   *backup.Backup
 	runner   *playbook.Runner
 	queue    *intake.Queue // nil without a queue
 	socket   string
@@ -178,6 +180,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: s.store, Log: log}
+	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	if c.Queue != "" {
 		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)
 	}
@@ -209,6 +212,7 @@ func (s *service) run(ctx context.Context) error {
 	})
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
 	group.Go(func() error { return s.docket.Run(ctx) })
+	group.Go(func() error { return s.backup.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
 	group.Go(func() error {
 		select {

@@ -55,6 +55,7 @@ var plan = map[string][]string{
 
 	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
 
+	"collector/backup":   {"collector/locker", "collector/store"},
 	"collector/casefile": {"collector/finding", "proto/evidence"},
 	"collector/cloud":    {},
 	"collector/custody":  {"proto/evidence"},

@@ -35,15 +35,17 @@ const (
 	tick, election = 20, 100
 )
 
-// config is a member's. The URL of one that is alone is a name only: there is
-// no listener. What begins a cluster has a number that no other has, so that
+// selfURL is that of a member that is alone: a name only, as there is no
+// listener.
+var selfURL = url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+
+// config is a member's. What begins a cluster has a number that no other has, so that
 // two never take each other's members for their own.
 func (s *Store) config() (*embed.Config, error) {
-	self := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
 	c := embed.NewConfig()
 	c.Name, c.Dir = s.cfg.Name, s.cfg.Dir
 	c.ListenClientUrls, c.ListenPeerUrls = nil, nil
-	c.AdvertiseClientUrls, c.AdvertisePeerUrls = nil, []url.URL{self}
+	c.AdvertiseClientUrls, c.AdvertisePeerUrls = nil, []url.URL{selfURL}
 	c.TickMs, c.ElectionMs = tick, election
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history
 	c.QuotaBackendBytes, c.MaxRequestBytes = s.quota, maxRequest
