@@ -103,12 +103,15 @@ func (j *Join) check() error {
 	return nil
 }
 
-// explain says why a member was never begun.
-func (j *Join) explain(err error) error {
-	if j == nil {
+// explainBegin says why a member was never begun.
+func (c Config) explainBegin(err error) error {
+	if told := c.Peer.explainListen(err); told != nil {
+		return told
+	}
+	if c.Join == nil {
 		return err
 	}
-	return fmt.Errorf("cannot join the cluster of %s: see that they run and can be reached from here, and that nobody has joined or left since this join document was made; 'cluster join' makes a new one: %w", j.others(), err)
+	return fmt.Errorf("cannot join the cluster of %s: see that they run and can be reached from here, and that nobody has joined or left since this join document was made; 'cluster join' makes a new one: %w", c.Join.others(), err)
 }
 
 // others names the nodes that are there already.
@@ -186,6 +189,20 @@ func (s *Store) askAll(ctx context.Context, members []Member) {
 			all.Go(func() { m.Answers = s.cfg.Peer.ask(ctx, m.URL) == nil })
 		}
 	}
+}
+
+// absent names the other nodes that do not answer, however little time the
+// caller has left.
+func (s *Store) absent(ctx context.Context) (names []string) {
+	if s.fault.Err() != nil {
+		return nil
+	}
+	for _, m := range s.Members(context.WithoutCancel(ctx)) {
+		if !m.Answers {
+			names = append(names, m.Name+" at "+m.URL)
+		}
+	}
+	return names
 }
 
 // ask gives nil if a node answers.

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -141,7 +142,8 @@ func (c *counter) use(s *Store) {
 }
 
 // TestGrow: one node becomes three while it works. Its loss, its return, and
-// its place taken by another one cost nothing that was written.
+// its place taken by a new one once its folder is damaged cost nothing that was
+// written.
 func TestGrow(t *testing.T) {
 	t.Parallel()
 	authority := identitytest.New(t)
@@ -172,6 +174,10 @@ func TestGrow(t *testing.T) {
 
 	lose(first)
 	counting.use(third)
+	damaged := a
+	damaged.Dir, damaged.Peer = damage(t, a.Dir), node(t, authority, "a").Peer // what is stuck keeps its address
+	_, err = Open(t.Context(), damaged)
+	refuse(t, err, "is damaged: move the folder away; on another node, use 'cluster remove' and 'cluster join'")
 	if err := second.Remove(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +196,142 @@ func TestGrow(t *testing.T) {
 			t.Errorf("%s has %d, %d was acknowledged (%v)", s.cfg.Name, kept, counting.acked, err)
 		}
 	}
+}
+
+// damage gives a copy of a member's folder whose log cannot be read.
+func damage(t *testing.T, dir string) string {
+	t.Helper()
+	bad, err := os.MkdirTemp("", "etcd") // not t.TempDir: what etcd left running may still write
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(bad) })
+	if err := os.CopyFS(bad, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	logs, err := filepath.Glob(filepath.Join(bad, "member", "wal", "*.wal"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	raw, err := os.ReadFile(logs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 64 {
+		raw[20+i] ^= 0xff
+	}
+	if err := os.WriteFile(logs[0], raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return bad
+}
+
+// TestWithoutAMajority: every call ends, and says why; nothing is written.
+// Once there is a majority again, all goes on by itself.
+func TestWithoutAMajority(t *testing.T) {
+	t.Parallel()
+	ctx, authority := t.Context(), identitytest.New(t)
+	cfg := node(t, authority, "a")
+	cfg.patience = time.Second
+	a := run(t, cfg)
+	b := joins(t, a, node(t, authority, "b"))
+	at, err := a.Put(ctx, "case/1", []byte("before"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan string, 10)
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	go a.Watch(watching, "case/", func(_ bool, entries []store.Entry) {
+		for _, e := range entries {
+			seen <- string(e.Value)
+		}
+	})
+	if got := <-seen; got != "before" {
+		t.Errorf("watched %q", got)
+	}
+	lose(b)
+	const why = "the majority of its members is not there"
+	var all sync.WaitGroup
+	for name, call := range map[string]func() error{
+		"put":    func() error { _, err := a.Put(ctx, "case/1", []byte("lost"), at); return err },
+		"get":    func() error { _, _, err := a.Get(ctx, "case/1"); return err },
+		"list":   func() error { _, err := a.List(ctx, "case/"); return err },
+		"claim":  func() error { _, err := a.Claim(ctx, "own/1", nil); return err },
+		"join":   func() error { _, err := a.Join(ctx, "c", "https://127.0.0.1:1"); return err },
+		"remove": func() error { return a.Remove(ctx, "b") },
+		"health": func() error { return a.Health(ctx) },
+	} {
+		all.Go(func() {
+			began := time.Now()
+			err := call()
+			if err == nil || !strings.Contains(err.Error(), why) || name == "health" && !strings.Contains(err.Error(), "b at "+b.cfg.Peer.URL+" do not answer") {
+				t.Errorf("%s: %v", name, err)
+			}
+			if took := time.Since(began); took > 2*cfg.patience+2*probe { // Join and Remove make two calls, Health asks who is there
+				t.Errorf("%s ended after %v", name, took)
+			}
+		})
+	}
+	all.Wait()
+	for a.Leads() { // it notices within a second or two that it leads nobody
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, m := range a.Members(ctx) {
+		if m.Leader || m.Answers != m.Self {
+			t.Errorf("without a majority: %+v", m)
+		}
+	}
+	run(t, b.cfg)
+	value, now, err := a.Get(ctx, "case/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Put(ctx, "case/1", []byte("after"), now); err != nil {
+		t.Fatal(err)
+	}
+	if string(value) != "before" { // whether it was made could not be known
+		if got := <-seen; got != "lost" {
+			t.Errorf("watched %q", got)
+		}
+	}
+	if got := <-seen; got != "after" {
+		t.Errorf("watched %q", got)
+	}
+	if err := a.Health(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAMemberThatDiffersIsRefused: a bit that flips on a disk is in no
+// checksum of the file; the others tell.
+func TestAMemberThatDiffersIsRefused(t *testing.T) {
+	t.Parallel()
+	authority := identitytest.New(t)
+	a := run(t, node(t, authority, "a"))
+	b := joins(t, a, node(t, authority, "b"))
+	if _, err := a.Put(t.Context(), "case/1", []byte("the evidence of the case"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.Get(t.Context(), "case/1"); err != nil { // it has it
+		t.Fatal(err)
+	}
+	lose(b)
+	path := filepath.Join(b.cfg.Dir, "member", "snap", "db")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := bytes.ReplaceAll(raw, []byte("the evidence of"), []byte("the Evidence of"))
+	if bytes.Equal(raw, changed) {
+		t.Fatal("the value is not in the file")
+	}
+	if err := os.WriteFile(path, changed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(t.Context(), b.cfg)
+	refuse(t, err, "is damaged")
+	refuse(t, err, "data inconsistency")
 }
 
 func refuse(t *testing.T, err error, want string) {
@@ -221,6 +363,8 @@ func TestFromOneToTwoAndBack(t *testing.T) {
 	if _, err := a.Put(t.Context(), "case/1", nil, 0); err != nil {
 		t.Error(err)
 	}
+	_, err := Open(t.Context(), b.cfg)
+	refuse(t, err, "removed from its cluster")
 }
 
 // TestMembershipIsGuarded: what would cost the cluster its majority, or mean

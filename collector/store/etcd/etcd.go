@@ -13,6 +13,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,8 @@ type Config struct {
 	Peer *Peer  // nil: it is alone, and listens nowhere
 	Join *Join  // of a cluster; nothing to a folder that has a member. nil: it begins one
 	Log  *slog.Logger
+
+	patience time.Duration // 0: as it should be
 }
 
 var _ store.Store = (*Store)(nil)
@@ -70,6 +73,7 @@ var _ store.Store = (*Store)(nil)
 func Open(ctx context.Context, cfg Config) (*Store, error) { return open(ctx, cfg, quota) }
 
 func open(ctx context.Context, cfg Config, quota int64) (*Store, error) {
+	cfg.patience = cmp.Or(cfg.patience, patience)
 	s := &Store{cfg: cfg, quota: quota, log: cfg.Log, fault: newFault(cfg.Dir, cfg.Peer != nil)}
 	if err := store.CheckKey(cfg.Name); err != nil {
 		return nil, fmt.Errorf("cannot name this node %.80q: %w", cfg.Name, err)
@@ -141,7 +145,7 @@ func (s *Store) call(ctx context.Context, f func(ctx context.Context) error) err
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	bounded, cancel := context.WithTimeout(ctx, patience)
+	bounded, cancel := context.WithTimeout(ctx, s.cfg.patience)
 	defer cancel()
 	defer context.AfterFunc(s.fault, cancel)()
 	err := f(bounded)

@@ -119,32 +119,15 @@ func TestALostPartIsTold(t *testing.T) {
 
 // TestDamageIsTold: what a member cannot read is said, and the process lives.
 func TestDamageIsTold(t *testing.T) {
-	dir, err := os.MkdirTemp("", "etcd") // not t.TempDir: what etcd left running may still write
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
+	dir := t.TempDir()
 	s := begin(t, dir)
 	if _, err := s.Put(t.Context(), "case/1", []byte("value"), 0); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
-	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
-	if err != nil || len(logs) == 0 {
-		t.Fatal(logs, err)
-	}
-	raw, err := os.ReadFile(logs[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 64 {
-		raw[20+i] ^= 0xff
-	}
-	if err := os.WriteFile(logs[0], raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, err = Open(t.Context(), alone(dir))
-	if err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), dir) {
+	bad := damage(t, dir)
+	_, err := Open(t.Context(), alone(bad))
+	if err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), bad) {
 		t.Errorf("%v", err)
 	}
 }

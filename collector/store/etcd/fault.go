@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -95,7 +96,7 @@ func explain(err error) error {
 	case errors.Is(err, rpctypes.ErrCorrupt):
 		return fmt.Errorf("the members of the store differ: restore one of them: %w", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrNoLeader),
-		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail):
+		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail), errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost):
 		return fmt.Errorf("the store gives no answer: its disk is overloaded, or the majority of its members is not there: %w", err)
 	}
 	return err
@@ -123,8 +124,11 @@ func (s *Store) Health(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("cannot keep state in %s: %w", s.cfg.Dir, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if gone := s.absent(ctx); len(gone) > 0 {
+		return fmt.Errorf("cannot keep state in %s; of its nodes, %s do not answer: %w", s.cfg.Dir, strings.Join(gone, " and "), err)
+	}
+	return fmt.Errorf("cannot keep state in %s: %w", s.cfg.Dir, err)
 }

@@ -103,7 +103,8 @@ func (s *Store) startEtcd() (*embed.Etcd, error) {
 		return member, nil
 	}
 	if begins && !hasLog(s.cfg.Dir) {
-		err = errors.Join(s.cfg.Join.explain(err), os.RemoveAll(filepath.Join(s.cfg.Dir, "member")))
+		clear := os.RemoveAll(filepath.Join(s.cfg.Dir, "member"))
+		return nil, errors.Join(s.cfg.explainBegin(err), clear)
 	}
 	if told := s.cfg.Peer.explainListen(err); told != nil {
 		return nil, told
