@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,15 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/store"
 )
 
+// world is what the test changes while backups run.
+var world sync.Mutex
+
+func change(f func()) {
+	world.Lock()
+	defer world.Unlock()
+	f()
+}
+
 // state is a store that gives snapshots, of a node that leads or does not.
 type state struct {
 	store.Store
@@ -21,10 +31,14 @@ type state struct {
 	failed error
 }
 
-func (s *state) Leads() bool { return s.leads }
+func (s *state) Leads() (leads bool) {
+	change(func() { leads = s.leads })
+	return leads
+}
 
-func (s *state) Snapshot(context.Context) (io.ReadCloser, error) {
-	return io.NopCloser(strings.NewReader("snapshot")), s.failed
+func (s *state) Snapshot(context.Context) (r io.ReadCloser, err error) {
+	change(func() { r, err = io.NopCloser(strings.NewReader("snapshot")), s.failed })
+	return r, err
 }
 
 // bucket keeps the keys of what is put, unless it is out of reach.
@@ -35,6 +49,8 @@ type bucket struct {
 }
 
 func (b *bucket) PutStream(_ context.Context, key string, r io.Reader) (locker.Object, error) {
+	world.Lock()
+	defer world.Unlock()
 	b.tries++
 	content, err := io.ReadAll(r)
 	if err != nil || b.away != nil {
@@ -70,7 +86,7 @@ func TestOneOfAllTakesThem(t *testing.T) {
 		second := backup(t, b, bucket, "b", time.Hour)
 		time.Sleep(2*time.Hour + time.Minute)
 		synctest.Wait()
-		a.leads, b.leads = false, true
+		change(func() { a.leads, b.leads = false, true })
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if len(bucket.keys) != 4 || !strings.HasPrefix(bucket.keys[2], "state/a/") || !strings.HasPrefix(bucket.keys[3], "state/b/") {
@@ -104,16 +120,18 @@ func TestAFailureIsToldAndPasses(t *testing.T) {
 		if err := one.Health(t.Context()); !errors.Is(err, b.away) || !strings.Contains(err.Error(), "there is no snapshot") {
 			t.Errorf("after four hours: %v", err)
 		}
-		if b.tries < 10 || b.tries > 25 {
-			t.Errorf("%d tries in four hours", b.tries)
-		}
-		b.away = nil
+		change(func() {
+			if b.tries < 10 || b.tries > 25 {
+				t.Errorf("%d tries in four hours", b.tries)
+			}
+		})
+		change(func() { b.away = nil })
 		time.Sleep(mostPause)
 		synctest.Wait()
 		if err := one.Health(t.Context()); err != nil || len(b.keys) != 1 {
 			t.Errorf("once it is back: %v, %v", b.keys, err)
 		}
-		s.failed = errors.New("the disk fails")
+		change(func() { s.failed = errors.New("the disk fails") })
 		time.Sleep(4 * time.Hour)
 		synctest.Wait()
 		if err := one.Health(t.Context()); !errors.Is(err, s.failed) || !strings.Contains(err.Error(), "is 4h") {

@@ -84,7 +84,7 @@ func PrintNodes(w io.Writer, nodes []*wire.Node) error {
 		if n.GetVoter() && n.GetAnswers() {
 			there++
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", Plain(or(n.GetName(), n.GetId())), role(n), answers(n), Plain(n.GetUrl()))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", Plain(or(n.GetName(), n.GetId())), role(n), answers(n), Plain(or(n.GetUrl(), "-")))
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -36,7 +36,7 @@ const (
 type Member struct {
 	ID      string // etcd's
 	Name    string
-	URL     string // by which the others reach it; says nothing for a node alone
+	URL     string // by which the others reach it; empty for one that listens for none
 	Self    bool   // it is this node
 	Voter   bool   // false: it still learns what the others know
 	Leader  bool
@@ -141,7 +141,7 @@ func (s *Store) Members(ctx context.Context) []Member {
 	var out []Member
 	leader := s.member.Server.Leader()
 	for _, m := range s.member.Server.Cluster().Members() {
-		out = append(out, Member{ID: m.ID.String(), Name: nameOf(m, names), URL: strings.Join(m.PeerURLs, ","),
+		out = append(out, Member{ID: m.ID.String(), Name: nameOf(m, names), URL: addressOf(m.PeerURLs),
 			Self: m.ID == s.member.Server.MemberID(), Voter: !m.IsLearner, Leader: m.ID == leader, Started: m.IsStarted()})
 	}
 	s.askAll(ctx, out)
@@ -174,6 +174,15 @@ func nameOf(m *membership.Member, names map[string]string) string {
 		return m.Name
 	}
 	return names[m.PeerURLs[0]]
+}
+
+// addressOf gives the URL by which a member is reached; etcd would have it have
+// several.
+func addressOf(urls []string) string {
+	if slices.Equal(urls, []string{selfURL.String()}) {
+		return ""
+	}
+	return strings.Join(urls, ",")
 }
 
 // askAll asks each other node whether it is there.
@@ -343,7 +352,7 @@ func (s *Store) agreed(ctx context.Context) (out []Member, err error) {
 	}
 	names := s.invitations(ctx)
 	for _, m := range list {
-		one := Member{ID: types.ID(m.GetID()).String(), Name: m.GetName(), URL: strings.Join(m.GetPeerURLs(), ","), Voter: !m.GetIsLearner(), Started: m.GetName() != "",
+		one := Member{ID: types.ID(m.GetID()).String(), Name: m.GetName(), URL: addressOf(m.GetPeerURLs()), Voter: !m.GetIsLearner(), Started: m.GetName() != "",
 			Self: types.ID(m.GetID()) == s.member.Server.MemberID()}
 		if !one.Started {
 			one.Name = names[one.URL]

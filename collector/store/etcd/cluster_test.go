@@ -3,6 +3,7 @@ package etcd
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -481,6 +482,32 @@ func TestPeersAreChecked(t *testing.T) {
 	}
 	if len(s.member.Clients) > 0 {
 		t.Error("there is a listener for clients")
+	}
+
+	serial := func(newest uint16) (string, error) {
+		info := cfg.Peer.tls()
+		config, err := info.ClientConfig()
+		if err != nil {
+			return "", err
+		}
+		config.MaxVersion = newest
+		conn, err := tls.Dial("tcp", cfg.Peer.Listen, config)
+		if err != nil {
+			return "", err
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0].SerialNumber.String(), nil
+	}
+	if _, err := serial(tls.VersionTLS12); err == nil {
+		t.Error("TLS 1.2 is spoken")
+	}
+	before, err := serial(tls.VersionTLS13)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority.Node(t, "a") // in place of the one that it began with
+	if after, err := serial(tls.VersionTLS13); err != nil || after == before {
+		t.Errorf("after the certificate was renewed it shows %s, %s before (%v)", after, before, err)
 	}
 }
 

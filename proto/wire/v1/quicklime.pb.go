@@ -2845,7 +2845,7 @@ type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // etcd's
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`      // by which the others reach it; says nothing for a node alone
+	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`      // by which the others reach it; empty for one that listens for none
 	Self          bool                   `protobuf:"varint,4,opt,name=self,proto3" json:"self,omitempty"`   // it is the one that answers
 	Voter         bool                   `protobuf:"varint,5,opt,name=voter,proto3" json:"voter,omitempty"` // false: it still learns what the others know
 	Leader        bool                   `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`
