@@ -30,6 +30,8 @@ type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Run the service."`
 	Case     caseCmd     `cmd:"" help:"List, show and close cases, and control what they capture."`
 	Agent    agentCmd    `cmd:"" help:"List the attached agents."`
+	Cluster  clusterCmd  `cmd:"" help:"List the nodes of the collector, let one join, take one out."`
+	Restore  restoreCmd  `cmd:"" help:"Make a node out of a snapshot of the state, where no node is left."`
 	Trigger  triggerCmd  `cmd:"" help:"Hand in a finding as if it had come from the queue."`
 	Intake   intakeCmd   `cmd:"" help:"Hand findings in again that could not be read, or were kept in a file."`
 	Verify   verifyCmd   `cmd:"" help:"Prove that evidence is whole and unchanged."`

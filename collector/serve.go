@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/cloud"
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/desk"
@@ -41,6 +42,7 @@ import (
 // and endpoints come from the AWS SDK's own variables and files.
 type serveCmd struct {
 	dataFlag
+	nodeFlags
 	Bucket    string        `help:"Evidence bucket." required:""`
 	Queue     string        `help:"URL of the SQS queue that EventBridge fills; none: findings come by 'trigger' alone."`
 	Letters   string        `name:"dead-letter-queue" help:"URL of the SQS queue for what cannot be read, which goes there with the reason; none: the one of the queue's redrive policy."`
@@ -98,9 +100,6 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	return err
 }
 
-// nodeName names the only node.
-const nodeName = "collector"
-
 // service is the parts of a running collector.
 type service struct {
 	store    *etcd.Store
@@ -108,6 +107,7 @@ type service struct {
 	fleet    *fleet.Fleet
 	docket   *docket.Docket
 	desk     *desk.Desk
+	backup   *backup.Backup
 	runner   *playbook.Runner
 	herald   *playbook.Herald
 	queue    *intake.Queue // nil without a queue
@@ -131,7 +131,11 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
-	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(c.Data, "store"), Name: nodeName, Log: log}); err != nil {
+	node, err := c.nodeFlags.config(c.Data, c.AgentCA, log)
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = etcd.Open(ctx, node); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -164,7 +168,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
-	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: nodeName, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
+	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: node.Name, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
 		Alert: func(ctx context.Context, hosts []*wire.AttachedAgent) error {
 			return notifier.Notify(ctx, steps.UnableHosts(hosts))
 		}})
@@ -179,12 +183,13 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
 		Definitions: definitions,
 	}
-	cases := docket.New(docket.Config{Store: s.store, Node: nodeName, Bucket: bucket, Threshold: c.Severity,
+	cases := docket.New(docket.Config{Store: s.store, Node: node.Name, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
 	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
-	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
+	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: s.store, Log: log}
+	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	if c.Queue != "" {
 		if s.queue, err = intake.New(sqs.NewFromConfig(sdk), intake.Config{Queue: c.Queue, DeadLetters: c.Letters}, cases, log); err != nil {
 			return nil, err
@@ -222,6 +227,7 @@ func (s *service) run(ctx context.Context) error {
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
 	group.Go(func() error { return s.fleet.Run(ctx) })
 	group.Go(func() error { return s.docket.Run(ctx) })
+	group.Go(func() error { return s.backup.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
 	group.Go(func() error { return s.herald.Run(ctx) })
 	group.Go(func() error {

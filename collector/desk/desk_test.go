@@ -59,9 +59,13 @@ func open(t *testing.T) *Client { return openWith(t, idle{}) }
 
 func openWith(t *testing.T, fleet Fleet) *Client {
 	t.Helper()
+	return serve(t, &Desk{Fleet: fleet, Log: slog.New(slog.DiscardHandler), Docket: docket.New(docket.Config{Store: store.Memory(), Bucket: nowhere{},
+		Threshold: 7, Steps: []string{"contain"}, RecordSteps: []string{"notify"}, Log: slog.New(slog.DiscardHandler), Now: time.Now})})
+}
+
+func serve(t *testing.T, d *Desk) *Client {
+	t.Helper()
 	data := t.TempDir()
-	d := &Desk{Fleet: fleet, Log: slog.New(slog.DiscardHandler), Docket: docket.New(docket.Config{Store: store.Memory(), Bucket: nowhere{},
-		Threshold: 7, Steps: []string{"contain"}, RecordSteps: []string{"notify"}, Log: slog.New(slog.DiscardHandler), Now: time.Now})}
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- d.Serve(ctx, SocketPath(data)) }()

@@ -56,9 +56,10 @@ type Fleet interface {
 type Desk struct {
 	wire.UnimplementedOperatorServiceServer
 
-	Docket *docket.Docket
-	Fleet  Fleet
-	Log    *slog.Logger
+	Docket  *docket.Docket
+	Fleet   Fleet
+	Cluster Cluster
+	Log     *slog.Logger
 }
 
 // SocketPath is where the desk of a collector with this data folder listens.
