@@ -64,6 +64,7 @@ var plan = map[string][]string{
 	"collector/export":      {"proto/evidence", "proto/lime"},
 	"collector/finding":     {},
 	"collector/fleet":       {"collector/ledger", "collector/locker", "proto/evidence", "proto/identity", "proto/wire/v1"},
+	"collector/health":      {},
 	"collector/intake":      {"collector/finding"},
 	"collector/isf":         {},
 	"collector/isf/isftest": {}, // for tests
