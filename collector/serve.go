@@ -29,7 +29,7 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/notify"
 	"github.com/quicklime-ir/quicklime/collector/playbook"
 	"github.com/quicklime-ir/quicklime/collector/steps"
-	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 	"github.com/quicklime-ir/quicklime/proto/definition"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
@@ -97,7 +97,7 @@ func (c *serveCmd) Run(ctx context.Context) error {
 
 // service is the parts of a running collector.
 type service struct {
-	store    store.Store
+	store    *etcd.Store
 	listener net.Listener
 	fleet    *fleet.Fleet
 	desk     *desk.Desk
@@ -122,7 +122,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
-	if s.store, err = store.OpenFiles(filepath.Join(c.Data, "store")); err != nil {
+	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(c.Data, "store"), Name: "collector", Log: log}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -202,6 +202,14 @@ func (s *service) run(ctx context.Context) error {
 	})
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
 	group.Go(func() error { return s.runner.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-s.store.Failed():
+			return s.store.Health(ctx)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
 	if s.queue != nil {
 		group.Go(func() error { return s.queue.Run(ctx) })
 	}
