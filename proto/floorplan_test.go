@@ -70,6 +70,7 @@ var plan = map[string][]string{
 	"collector/isf/isftest": {}, // for tests
 	"collector/ledger":      {"collector/locker", "collector/store", "proto/evidence", "proto/lime", "proto/seekable"},
 	"collector/locker":      {"proto/evidence"},
+	"collector/metrics":     {"collector/casefile"},
 	"collector/notify":      {},
 	"collector/playbook":    {"collector/casefile"},
 	"collector/proof":       {"collector/custody", "proto/evidence", "proto/iomem", "proto/lime"},
