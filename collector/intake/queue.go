@@ -56,6 +56,8 @@ type Stats struct {
 	Taken     int64     // messages whose case is durable
 	Malformed int64     // messages sent on to the dead-letter queue
 	Failed    int64     // messages to come back later
+
+	Oldest time.Duration // age of the oldest message of the last answer; 0: it had none
 }
 
 // Queue moves events from one SQS queue to a Taker. Make it with New.
@@ -149,7 +151,7 @@ func (q *Queue) receive(ctx context.Context, most int) ([]types.Message, error) 
 		MaxNumberOfMessages:         int32(most),
 		WaitTimeSeconds:             int32(longPoll / time.Second),
 		VisibilityTimeout:           int32(hidden / time.Second),
-		MessageSystemAttributeNames: []types.MessageSystemAttributeName{types.MessageSystemAttributeNameApproximateReceiveCount},
+		MessageSystemAttributeNames: []types.MessageSystemAttributeName{types.MessageSystemAttributeNameApproximateReceiveCount, types.MessageSystemAttributeNameSentTimestamp},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot receive from %s: %w", q.url, err)
@@ -157,7 +159,10 @@ func (q *Queue) receive(ctx context.Context, most int) ([]types.Message, error) 
 	if len(out.Messages) > most {
 		return nil, fmt.Errorf("cannot receive from %s: it gave %d messages where %d were asked for", q.url, len(out.Messages), most)
 	}
-	q.count(func(s *Stats) { s.Polled, s.Received = time.Now(), s.Received+int64(len(out.Messages)) })
+	now := time.Now()
+	q.count(func(s *Stats) {
+		s.Polled, s.Oldest, s.Received = now, oldest(out.Messages, now), s.Received+int64(len(out.Messages))
+	})
 	return out.Messages, nil
 }
 

@@ -43,13 +43,14 @@ type fakeMessage struct {
 	body    string
 	seen    int
 	visible time.Time
+	sent    time.Time
 }
 
 func (q *fakeQueue) put(bodies ...string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, b := range bodies {
-		q.live = append(q.live, &fakeMessage{body: b})
+		q.live = append(q.live, &fakeMessage{body: b, sent: time.Now()})
 	}
 }
 
@@ -87,7 +88,8 @@ func (q *fakeQueue) pick(in *sqs.ReceiveMessageInput) (out []types.Message) {
 		m.seen++
 		m.visible = time.Now().Add(time.Duration(in.VisibilityTimeout) * time.Second)
 		out = append(out, types.Message{MessageId: aws.String("m-" + m.body), Body: &m.body, ReceiptHandle: &m.body,
-			Attributes: map[string]string{string(in.MessageSystemAttributeNames[0]): strconv.Itoa(m.seen)}})
+			Attributes: map[string]string{string(in.MessageSystemAttributeNames[0]): strconv.Itoa(m.seen),
+				string(in.MessageSystemAttributeNames[1]): strconv.FormatInt(m.sent.UnixMilli(), 10)}})
 	}
 	return out
 }
