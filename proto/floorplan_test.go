@@ -72,7 +72,7 @@ var plan = map[string][]string{
 	"collector/locker":      {"proto/evidence"},
 	"collector/metrics":     {"collector/casefile"},
 	"collector/notify":      {},
-	"collector/playbook":    {"collector/casefile"},
+	"collector/playbook":    {"collector/casefile", "collector/store"},
 	"collector/proof":       {"collector/custody", "proto/evidence", "proto/iomem", "proto/lime"},
 	"collector/timeline":    {"collector/casefile", "collector/custody", "collector/proof", "proto/evidence"},
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",
