@@ -25,7 +25,7 @@ var every = Sources{
 		return Intake{Polled: time.Unix(1700000000, 500e6), Age: 90 * time.Second, Received: 12, Taken: 8, Malformed: 3, Failed: 1}
 	},
 	Cases: func(context.Context) (map[string]int, error) {
-		return map[string]int{"running": 5, "closed": 2, "lost": 1}, nil
+		return map[string]int{"waiting": 0, "running": 5, "closed": 2, "lost": 1}, nil
 	},
 	Unsent: func(context.Context) (int, error) { return 4, nil },
 	Fleet:  func() Fleet { return Fleet{Attached: 100, Shed: 7} },

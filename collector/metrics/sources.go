@@ -14,7 +14,8 @@ import (
 // have a context, before it is done. One that is nil is left out.
 type Sources struct {
 	Intake func() Intake
-	// Cases counts the cases by state.
+	// Cases counts the cases by state: waiting, running, ended, closed. A state
+	// that it does not name is not told.
 	Cases func(ctx context.Context) (map[string]int, error)
 	// Unsent counts the journal entries that are not in the bucket yet.
 	Unsent func(ctx context.Context) (int, error)
@@ -186,14 +187,11 @@ func (to sink) intake(now Intake) {
 	to.count(failed, now.Failed)
 }
 
-// states are those of a case.
-var states = []string{string(casefile.Running), string(casefile.Ended), string(casefile.Closed)}
+// states are those of a case, and what it is before a node runs it.
+var states = []string{"waiting", string(casefile.Running), string(casefile.Ended), string(casefile.Closed)}
 
 func (to sink) cases(now map[string]int) {
-	sum := map[string]int{other: 0}
-	for _, state := range states {
-		sum[state] = 0
-	}
+	sum := map[string]int{}
 	for state, n := range now {
 		sum[oneOf(states, state)] += n
 	}
