@@ -80,6 +80,9 @@ type serveCmd struct {
 	LiveLimit     time.Duration `help:"Deadline of logs and files." default:"1h"`
 	ImageLimit    time.Duration `help:"How long the AMI may take to become available; containment does not wait for it." default:"2h"`
 
+	HealthListen string        `help:"HOST:PORT that answers /healthz, /readyz and /metrics to whoever asks, so of loopback or the monitoring network; none: nothing does. It tells no finding and no evidence."`
+	HealthEvery  time.Duration `help:"How often is looked whether what the collector needs is there." default:"10s"`
+
 	LogLevel slog.Level `help:"Lowest level that is logged: ${enum}." enum:"DEBUG,INFO,WARN,ERROR" default:"INFO"`
 }
 
@@ -112,6 +115,7 @@ type service struct {
 	herald   *playbook.Herald
 	queue    *intake.Queue // nil without a queue
 	webhook  *webhook      // nil without one
+	watch    *watch
 	socket   string
 	tls      identity.Files
 	log      *slog.Logger
@@ -201,6 +205,10 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
 	}
+	if s.watch, err = c.watch(s, bucket, book, steps.Names(story.Steps())); err != nil {
+		return nil, errors.Join(err, s.listener.Close())
+	}
+	s.runner.Observer = s.watch.metrics
 	return s, nil
 }
 
@@ -212,12 +220,13 @@ var memorySources = map[string]wire.MemorySource{
 
 // run runs all parts until ctx ends or one of them fails, and waits for all.
 func (s *service) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	defer s.watch.begin(ctx)()
 	tls, err := identity.ServerTLS(s.tls)
 	if err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
 	server := fleet.NewServer(s.fleet, tls, s.log)
-	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(s.listener) })
 	group.Go(func() error {
 		<-ctx.Done()

@@ -66,11 +66,13 @@ var plan = map[string][]string{
 	"collector/export":      {"proto/evidence", "proto/lime"},
 	"collector/finding":     {},
 	"collector/fleet":       {"collector/ledger", "collector/locker", "collector/store", "proto/evidence", "proto/identity", "proto/wire/v1"},
+	"collector/health":      {},
 	"collector/intake":      {"collector/finding"},
 	"collector/isf":         {},
 	"collector/isf/isftest": {}, // for tests
 	"collector/ledger":      {"collector/locker", "collector/store", "proto/evidence", "proto/lime", "proto/seekable"},
 	"collector/locker":      {"proto/evidence"},
+	"collector/metrics":     {"collector/casefile"},
 	"collector/notify":      {},
 	"collector/playbook":    {"collector/casefile", "collector/store"},
 	"collector/proof":       {"collector/custody", "proto/evidence", "proto/iomem", "proto/lime"},
