@@ -63,7 +63,8 @@ var plan = map[string][]string{
 		"proto/evidence"},
 	"collector/export":      {"proto/evidence", "proto/lime"},
 	"collector/finding":     {},
-	"collector/fleet":       {"collector/ledger", "collector/locker", "proto/evidence", "proto/identity", "proto/wire/v1"},
+	"collector/fleet":       {"collector/gate", "collector/ledger", "collector/locker", "proto/evidence", "proto/identity", "proto/wire/v1"},
+	"collector/gate":        {},
 	"collector/intake":      {"collector/finding"},
 	"collector/isf":         {},
 	"collector/isf/isftest": {}, // for tests
