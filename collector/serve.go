@@ -24,6 +24,7 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/desk"
 	"github.com/quicklime-ir/quicklime/collector/docket"
 	"github.com/quicklime-ir/quicklime/collector/fleet"
+	"github.com/quicklime-ir/quicklime/collector/gate"
 	"github.com/quicklime-ir/quicklime/collector/intake"
 	"github.com/quicklime-ir/quicklime/collector/ledger"
 	"github.com/quicklime-ir/quicklime/collector/locker"
@@ -56,6 +57,10 @@ type serveCmd struct {
 	Key         string `help:"Its private key (PEM)." type:"path" required:""`
 	AgentCA     string `help:"Certificate authority of the agents (PEM)." type:"path" required:""`
 	TrustDomain string `help:"SPIFFE trust domain of the agents." required:""`
+
+	MaxAgents           int `help:"Agents that may be attached to this node; fewer where too few files may be open." default:"16000"`
+	MaxAgentsPerAddress int `help:"Of one IPv4 address or IPv6 /64; more where agents come through NAT or a load balancer, which hides theirs." default:"256"`
+	MaxConnects         int `help:"New connections of agents that are let in each second; 0: 250 for each processor. The others come back by themselves." default:"0"`
 
 	Webhook webhookFlags `embed:"" prefix:"webhook-"`
 
@@ -107,6 +112,7 @@ func (c *serveCmd) Run(ctx context.Context) error {
 type service struct {
 	store    *etcd.Store
 	listener net.Listener
+	gate     *gate.Gate
 	fleet    *fleet.Fleet
 	docket   *docket.Docket
 	desk     *desk.Desk
@@ -202,6 +208,11 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if s.webhook, err = c.Webhook.open(cases, log); err != nil {
 		return nil, err
 	}
+	fitting, err := gate.Limits{Agents: c.MaxAgents, PerAddress: c.MaxAgentsPerAddress, Connects: c.MaxConnects}.Fit(log)
+	if err != nil {
+		return nil, err
+	}
+	s.gate = gate.New(fitting, log)
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
 	}
@@ -226,8 +237,8 @@ func (s *service) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
-	server := fleet.NewServer(s.fleet, tls, s.log)
-	group.Go(func() error { return server.Serve(s.listener) })
+	server := fleet.NewServer(s.fleet, tls, s.gate, s.log)
+	group.Go(func() error { return server.Serve(s.gate.Listener(s.listener)) })
 	group.Go(func() error {
 		<-ctx.Done()
 		server.Stop()

@@ -65,8 +65,9 @@ var plan = map[string][]string{
 		"proto/evidence"},
 	"collector/export":      {"proto/evidence", "proto/lime"},
 	"collector/finding":     {},
-	"collector/fleet":       {"collector/ledger", "collector/locker", "collector/store", "proto/evidence", "proto/identity", "proto/wire/v1"},
+	"collector/fleet":       {"collector/gate", "collector/ledger", "collector/locker", "collector/store", "proto/evidence", "proto/identity", "proto/wire/v1"},
 	"collector/health":      {},
+	"collector/gate":        {},
 	"collector/intake":      {"collector/finding"},
 	"collector/isf":         {},
 	"collector/isf/isftest": {}, // for tests

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/quicklime-ir/quicklime/collector/gate"
 	"github.com/quicklime-ir/quicklime/collector/ledger"
 	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/collector/store"
@@ -99,14 +100,15 @@ func houseOf(t *testing.T, cfg Config, state *store.MemoryStore, ca *identitytes
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(h.Fleet, config, log)
+	door := gate.New(gate.Limits{}, log)
+	server := NewServer(h.Fleet, config, door, log)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.addr = listener.Addr().String()
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- server.Serve(door.Listener(listener)) }()
 	t.Cleanup(sync.OnceFunc(func() { server.Stop(); <-served }))
 	return h
 }
