@@ -104,6 +104,13 @@ func (p *Proxy) Inject(f Fault) {
 	p.faults = append(p.faults, &f)
 }
 
+// Calm takes back the faults that have not struck yet.
+func (p *Proxy) Calm() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = nil
+}
+
 // OnPart has f called with its path after each part that was stored.
 func (p *Proxy) OnPart(f func(path string)) {
 	p.mu.Lock()
