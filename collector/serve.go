@@ -29,7 +29,7 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/notify"
 	"github.com/quicklime-ir/quicklime/collector/playbook"
 	"github.com/quicklime-ir/quicklime/collector/steps"
-	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 	"github.com/quicklime-ir/quicklime/proto/definition"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
@@ -95,11 +95,15 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	return err
 }
 
+// nodeName names the only node.
+const nodeName = "collector"
+
 // service is the parts of a running collector.
 type service struct {
-	store    store.Store
+	store    *etcd.Store
 	listener net.Listener
 	fleet    *fleet.Fleet
+	docket   *docket.Docket
 	desk     *desk.Desk
 	runner   *playbook.Runner
 	queue    *intake.Queue // nil without a queue
@@ -122,7 +126,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
-	if s.store, err = store.OpenFiles(filepath.Join(c.Data, "store")); err != nil {
+	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(c.Data, "store"), Name: nodeName, Log: log}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -167,8 +171,9 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
 		Definitions: definitions,
 	}
-	cases := docket.New(docket.Config{Store: s.store, Bucket: bucket, Threshold: c.Severity,
+	cases := docket.New(docket.Config{Store: s.store, Node: nodeName, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
+	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
 	if c.Queue != "" {
@@ -201,7 +206,16 @@ func (s *service) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	})
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
+	group.Go(func() error { return s.docket.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-s.store.Failed():
+			return s.store.Health(ctx)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
 	if s.queue != nil {
 		group.Go(func() error { return s.queue.Run(ctx) })
 	}

@@ -70,7 +70,7 @@ var plan = map[string][]string{
 	"collector/ledger":      {"collector/locker", "collector/store", "proto/evidence", "proto/lime", "proto/seekable"},
 	"collector/locker":      {"proto/evidence"},
 	"collector/notify":      {},
-	"collector/playbook":    {"collector/casefile"},
+	"collector/playbook":    {"collector/casefile", "collector/store"},
 	"collector/proof":       {"collector/custody", "proto/evidence", "proto/iomem", "proto/lime"},
 	"collector/timeline":    {"collector/casefile", "collector/custody", "collector/proof", "proto/evidence"},
 	"collector/steps": {"collector/casefile", "collector/cloud", "collector/custody", "collector/fleet", "collector/ledger",

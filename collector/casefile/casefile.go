@@ -73,6 +73,16 @@ type Case struct {
 	Journal evidence.JournalHead `json:"journal"`
 }
 
+// Place is a case that runs, or waits to, as the queue of cases holds it.
+type Place struct {
+	ID       string    `json:"-"`
+	Owner    string    `json:"-"` // the node that runs it; "": none does
+	Opened   time.Time `json:"opened"`
+	Severity float64   `json:"severity"` // the worst of its findings
+	Account  string    `json:"account,omitempty"`
+	Region   string    `json:"region,omitempty"`
+}
+
 // Finding is a finding that stands behind the case.
 type Finding struct {
 	EventID  string    `json:"eventId"`
@@ -90,9 +100,12 @@ type Step struct {
 	Name    string    `json:"name"`
 	Tries   int       `json:"tries"` // how often it was begun; more than once after a restart
 	Started time.Time `json:"started,omitzero"`
-	Ended   time.Time `json:"ended,omitzero"`
-	Outcome Outcome   `json:"outcome,omitempty"`
-	Detail  string    `json:"detail,omitempty"`
+	// Deadline is when it is given up. It is set when the step is first begun,
+	// and holds for whoever takes it up again.
+	Deadline time.Time `json:"deadline,omitzero"`
+	Ended    time.Time `json:"ended,omitzero"`
+	Outcome  Outcome   `json:"outcome,omitempty"`
+	Detail   string    `json:"detail,omitempty"`
 }
 
 // Control is what an operator asked of captures: while they ran, or of the live
@@ -153,6 +166,7 @@ type Event struct {
 	Opened     *Opening             `json:"opened,omitempty"`
 	Finding    *Finding             `json:"finding,omitempty"`
 	Step       string               `json:"step,omitempty"`
+	Deadline   time.Time            `json:"deadline,omitzero"`
 	Outcome    Outcome              `json:"outcome,omitempty"`
 	Detail     string               `json:"detail,omitempty"`
 	Control    *Control             `json:"control,omitempty"`
@@ -262,7 +276,7 @@ func (c *Case) move(s *Step, e Event) {
 	if e.Type == StepStarted {
 		s.Tries++
 		if s.Started.IsZero() {
-			s.Started = e.Time
+			s.Started, s.Deadline = e.Time, e.Deadline
 		}
 		return
 	}
@@ -370,6 +384,15 @@ func (c Case) StepNamed(name string) (Step, bool) {
 		}
 	}
 	return Step{}, false
+}
+
+// Severity is the worst of the findings'.
+func (c Case) Severity() float64 {
+	worst := 0.0
+	for _, f := range c.Findings {
+		worst = max(worst, f.Severity)
+	}
+	return worst
 }
 
 // Known reports whether the case has seen this very event.

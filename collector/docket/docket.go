@@ -27,11 +27,6 @@ import (
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
-// journalLimit bounds how long an act waits for the bucket to take its
-// journal entry. After it the act goes on, as containment must not wait for
-// S3; the entry is durable in the store and follows with the next one.
-const journalLimit = 10 * time.Second
-
 // ErrNoCase says that there is no such case.
 var ErrNoCase = errors.New("no such case")
 
@@ -43,6 +38,7 @@ type Bucket interface {
 // Config is what a docket needs.
 type Config struct {
 	Store       store.Store
+	Node        string // this node's name
 	Bucket      Bucket
 	Threshold   float64  // findings below this severity are only notified
 	Steps       []string // of a case that acts
@@ -51,29 +47,19 @@ type Config struct {
 	Now         func() time.Time
 }
 
-// Docket is the register of cases.
+// Docket is the register of cases. Every node of the collector has one over
+// the same store.
 type Docket struct {
-	cfg    Config
-	opened chan struct{} // holds a token when a case may wait to be run
+	cfg     Config
+	changed chan struct{} // holds a token when there may be a case to run
 
-	locks store.Locks // by case: one change at a time, so that journal entries leave in order
-}
-
-// page is a case as the store keeps it: the case, and the journal entries
-// that the bucket may not have yet.
-type page struct {
-	Case    casefile.Case     `json:"case"`
-	Unsent  []json.RawMessage `json:"unsent,omitempty"`
-	FirstNo int               `json:"firstUnsent"` // sequence number of Unsent[0]
+	locks store.Locks // by case: one change at a time, so that this node's changes seldom meet
 }
 
 // New returns the docket over a store.
 func New(cfg Config) *Docket {
-	return &Docket{cfg: cfg, opened: make(chan struct{}, 1)}
+	return &Docket{cfg: cfg, changed: make(chan struct{}, 1)}
 }
-
-// Opened yields a token after cases were opened.
-func (d *Docket) Opened() <-chan struct{} { return d.opened }
 
 // Take opens or joins the cases of a raw event. On a nil error all of them
 // are durable. A malformed event is finding.ErrMalformed.
@@ -112,120 +98,135 @@ func (d *Docket) Open(ctx context.Context, raw []byte) ([]string, error) {
 	return ids, nil
 }
 
-// openOrJoin brings a finding to the open case of its subject. The subject's
-// key is created first and names the case, so a crash between the two writes
-// is mended by the event's next delivery.
+// openOrJoin brings a finding to the open case of its subject, whose key names
+// that case.
 func (d *Docket) openOrJoin(ctx context.Context, subject string, f *finding.Finding, opening casefile.Opening) (string, error) {
 	note := casefile.FindingOf(f, d.cfg.Now())
 	fresh := d.cfg.Now().UTC().Format("20060102") + "-" + hash(f.EventID, subject)
 	for {
-		value, revision, err := d.cfg.Store.Get(ctx, subject)
-		if errors.Is(err, store.ErrNotFound) {
-			if _, err := d.cfg.Store.Put(ctx, subject, []byte(fresh), 0); err != nil && !errors.Is(err, store.ErrConflict) {
-				return "", err
-			}
-			continue
-		}
+		id, revision, err := d.caseOf(ctx, subject)
 		if err != nil {
 			return "", err
 		}
-		id := string(value)
-		p, _, err := d.load(ctx, id)
-		switch {
-		case errors.Is(err, ErrNoCase):
-			err := d.create(ctx, id, casefile.Event{Type: casefile.CaseOpened, Time: d.cfg.Now().UTC(), Opened: &opening, Finding: &note})
-			if errors.Is(err, store.ErrConflict) {
-				continue // another finding has just opened it
-			}
-			return id, err
-		case err != nil:
-			return "", err
-		case p.Case.Known(f.EventID):
-			return id, nil
-		case p.Case.State == casefile.Closed:
-			if err := d.cfg.Store.Delete(ctx, subject, revision); err != nil && !errors.Is(err, store.ErrConflict) {
+		var c casefile.Case
+		if id != "" {
+			if c, _, err = d.load(ctx, id); err != nil {
 				return "", err
 			}
-		default:
+		}
+		switch {
+		case id != "" && c.Known(f.EventID):
+			return id, nil
+		case id != "" && c.State != casefile.Closed:
 			_, err := d.Record(ctx, id, casefile.Event{Type: casefile.FindingJoined, Finding: &note})
+			if errors.Is(err, errIsClosed) {
+				continue // since we looked
+			}
 			return id, err
 		}
+		err = d.create(ctx, store.Set(subject, []byte(fresh), revision), fresh,
+			casefile.Event{Type: casefile.CaseOpened, Time: d.cfg.Now().UTC(), Opened: &opening, Finding: &note})
+		if errors.Is(err, store.ErrConflict) {
+			continue // another finding has just opened it
+		}
+		return fresh, err
 	}
 }
 
-func (d *Docket) create(ctx context.Context, id string, e casefile.Event) error {
-	defer d.locks.Lock(id)()
+// caseOf gives the last case of a subject, "" where there is none.
+func (d *Docket) caseOf(ctx context.Context, subject string) (id string, revision int64, err error) {
+	value, revision, err := d.cfg.Store.Get(ctx, subject)
+	if errors.Is(err, store.ErrNotFound) {
+		return "", 0, nil
+	}
+	return string(value), revision, err
+}
+
+// create opens a case, and makes it the one of its subject.
+func (d *Docket) create(ctx context.Context, subject store.Change, id string, e casefile.Event) error {
 	c, err := casefile.Open(id, e)
 	if err != nil {
 		return err
 	}
-	if err := d.write(ctx, page{Case: c, FirstNo: 1}, e, 0); err != nil {
+	if _, err := d.write(ctx, c, e, 0, subject); err != nil {
 		return err
 	}
 	d.cfg.Log.Info("case opened", "case", id, "instance", c.Instance.ID, "act", c.Act, "reason", c.Reason, "finding", e.Finding.Type)
-	select {
-	case d.opened <- struct{}{}:
-	default:
-	}
 	return nil
 }
 
+// tries bounds how often a change is made anew because another came first.
+const tries = 100
+
+// errIsClosed says that a case takes no more events.
+var errIsClosed = errors.New("the case is closed")
+
 // Record applies an event to a case and returns the case after it. The
-// event's time is set here.
+// event's time is set here. Where another change comes first, the event is
+// applied to what that has made.
 func (d *Docket) Record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error) {
 	defer d.locks.Lock(id)()
-	p, revision, err := d.load(ctx, id)
-	if err != nil {
-		return casefile.Case{}, err
-	}
-	e.Time = d.cfg.Now().UTC()
-	if p.Case, err = p.Case.Apply(e); err != nil {
-		return casefile.Case{}, err
-	}
-	return p.Case, d.write(ctx, p, e, revision)
-}
-
-// write makes a page durable with its event's journal entry, and then sends
-// the entries that the bucket lacks.
-func (d *Docket) write(ctx context.Context, p page, e casefile.Event, revision int64) error {
-	raw, head, err := custody.Next(p.Case.Journal, e.Time, e)
-	if err != nil {
-		return err
-	}
-	p.Case.Journal = head
-	if p.Case.Act {
-		p.Unsent = append(p.Unsent, raw)
-	}
-	if revision, err = d.save(ctx, p, revision); err != nil || !p.Case.Act {
-		return err
-	}
-	sent := d.send(ctx, p)
-	if sent == 0 {
-		return nil
-	}
-	p.Unsent, p.FirstNo = p.Unsent[sent:], p.FirstNo+sent
-	_, err = d.save(ctx, p, revision)
-	return err
-}
-
-// send puts journal entries into the bucket, in order, and counts them.
-func (d *Docket) send(ctx context.Context, p page) int {
-	ctx, cancel := context.WithTimeout(ctx, journalLimit)
-	defer cancel()
-	for i, raw := range p.Unsent {
-		key := locker.JournalKey(p.Case.ID, p.Case.Instance.ID, p.FirstNo+i)
-		if _, err := d.cfg.Bucket.Put(ctx, key, raw); err != nil {
-			d.cfg.Log.Error("journal entry not in the bucket yet, it is kept and follows later", "case", p.Case.ID, "entry", p.FirstNo+i, "error", err)
-			return i
+	for try := 1; ; try++ {
+		c, err := d.record(ctx, id, e)
+		if !errors.Is(err, store.ErrConflict) || try == tries {
+			return c, err
 		}
 	}
-	return len(p.Unsent)
+}
+
+func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error) {
+	before, revision, err := d.load(ctx, id)
+	if err != nil {
+		return casefile.Case{}, err
+	}
+	if before.State == casefile.Closed {
+		return casefile.Case{}, fmt.Errorf("cannot apply event %q to case %s: %w", e.Type, id, errIsClosed)
+	}
+	e.Time = d.cfg.Now().UTC()
+	after, err := before.Apply(e)
+	if err != nil {
+		return casefile.Case{}, err
+	}
+	moved, err := d.requeue(ctx, before, after)
+	if err != nil {
+		return casefile.Case{}, err
+	}
+	return d.write(ctx, after, e, revision, moved...)
+}
+
+// write makes a case durable, together with its event's journal entry, and
+// then sends the entries that the bucket lacks. Nothing but the case's own key
+// is compared, unless more changes come with it.
+func (d *Docket) write(ctx context.Context, c casefile.Case, e casefile.Event, revision int64, more ...store.Change) (casefile.Case, error) {
+	entry, head, err := custody.Next(c.Journal, e.Time, e)
+	if err != nil {
+		return c, err
+	}
+	c.Journal = head
+	value, err := json.Marshal(c)
+	if err != nil {
+		return c, err
+	}
+	changes := append(more, store.Set(caseKey(c.ID), value, revision))
+	if revision == 0 {
+		changes = append(changes, store.Set(queueKey(c.ID), placeOf(c), 0))
+	}
+	if c.Act {
+		changes = append(changes, store.Set(outboxKey(c.ID, c.Instance.ID, head.Entries), entry, 0))
+	}
+	if _, err := d.cfg.Store.Commit(ctx, changes...); err != nil {
+		return c, err
+	}
+	if c.Act {
+		d.send(ctx, outboxOf(c.ID))
+	}
+	return c, nil
 }
 
 // Get gives a case.
 func (d *Docket) Get(ctx context.Context, id string) (casefile.Case, error) {
-	p, _, err := d.load(ctx, id)
-	return p.Case, err
+	c, _, err := d.load(ctx, id)
+	return c, err
 }
 
 // List gives all cases, newest first.
@@ -236,11 +237,11 @@ func (d *Docket) List(ctx context.Context) ([]casefile.Case, error) {
 	}
 	var out []casefile.Case
 	for _, e := range entries {
-		var p page
-		if err := json.Unmarshal(e.Value, &p); err != nil {
+		var c casefile.Case
+		if err := json.Unmarshal(e.Value, &c); err != nil {
 			return nil, fmt.Errorf("cannot read case %s: %w", e.Key, err)
 		}
-		out = append(out, p.Case)
+		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b casefile.Case) int {
 		if n := b.Opened.Compare(a.Opened); n != 0 {
@@ -265,28 +266,22 @@ func (d *Docket) Control(ctx context.Context, id string, c casefile.Control) err
 	return err
 }
 
-func (d *Docket) load(ctx context.Context, id string) (page, int64, error) {
-	value, revision, err := d.cfg.Store.Get(ctx, "case/"+id)
+func (d *Docket) load(ctx context.Context, id string) (casefile.Case, int64, error) {
+	value, revision, err := d.cfg.Store.Get(ctx, caseKey(id))
 	if errors.Is(err, store.ErrNotFound) {
-		return page{}, 0, fmt.Errorf("%w: %.80q", ErrNoCase, id)
+		return casefile.Case{}, 0, fmt.Errorf("%w: %.80q", ErrNoCase, id)
 	}
 	if err != nil {
-		return page{}, 0, err
+		return casefile.Case{}, 0, err
 	}
-	var p page
-	if err := json.Unmarshal(value, &p); err != nil {
-		return page{}, 0, fmt.Errorf("cannot read case %s: %w", id, err)
+	var c casefile.Case
+	if err := json.Unmarshal(value, &c); err != nil {
+		return casefile.Case{}, 0, fmt.Errorf("cannot read case %s: %w", id, err)
 	}
-	return p, revision, nil
+	return c, revision, nil
 }
 
-func (d *Docket) save(ctx context.Context, p page, revision int64) (int64, error) {
-	value, err := json.Marshal(p)
-	if err != nil {
-		return 0, err
-	}
-	return d.cfg.Store.Put(ctx, "case/"+p.Case.ID, value, revision)
-}
+func caseKey(id string) string { return "case/" + id }
 
 // hash makes a short name of words of any shape.
 func hash(words ...string) string {

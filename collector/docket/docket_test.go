@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -198,11 +199,16 @@ type dying struct {
 	left int
 }
 
-func (s *dying) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
+func (s *dying) Commit(ctx context.Context, changes ...store.Change) (int64, error) {
 	if s.left--; s.left < 0 {
 		return 0, errPower
 	}
-	return s.Store.Put(ctx, key, value, revision)
+	return s.Store.Commit(ctx, changes...)
+}
+
+func (s *dying) Delete(ctx context.Context, key string, revision int64) error {
+	_, err := s.Commit(ctx, store.Remove(key, revision))
+	return err
 }
 
 // TestADeathAtAnyWriteLosesNoFinding: the event is not acknowledged, comes
@@ -272,6 +278,100 @@ func TestOrderDoesNotMatter(t *testing.T) {
 			if got[instance] != len(findings) {
 				t.Errorf("%s has %d findings, want %d", instance, got[instance], len(findings))
 			}
+		}
+	})
+}
+
+// TestTheQueueHoldsWhatRuns: each running case has one place, with the worst
+// severity of its findings, and one owner at a time.
+func TestTheQueueHoldsWhatRuns(t *testing.T) {
+	state := store.Memory()
+	d, _ := newDocket(state)
+	d.cfg.Node = "first"
+	other, _ := newDocket(state.Another())
+	id := take(t, d, event(1, "1ac6f0d2b4e84a3f9c7b5d3e1f2a4c61", "Instance", victim, 7.5))
+	take(t, d, event(2, "2ac6f0d2b4e84a3f9c7b5d3e1f2a4c62", "Instance", victim, 8.5))
+	places := func() []casefile.Place {
+		got, err := other.Queue(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if got := places(); len(got) != 1 || got[0].ID != id || got[0].Severity != 8.5 || got[0].Account != "111122223333" || got[0].Owner != "" {
+		t.Errorf("queue %+v", got)
+	}
+	claim, err := d.Own(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Own(t.Context(), id); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("a case that is another's: %v", err)
+	}
+	if got := places(); len(got) != 1 || got[0].Owner != "first" {
+		t.Errorf("queue %+v", got)
+	}
+	end(t, d, id)
+	if err := d.Disown(t.Context(), claim); err != nil {
+		t.Error(err)
+	}
+	if got := places(); len(got) != 0 {
+		t.Errorf("a case that has ended is in the queue: %+v", got)
+	}
+}
+
+// TestWhoLostACaseWritesNothing: a node that wakes after another has taken its
+// case over adds nothing to it, and the other does.
+func TestWhoLostACaseWritesNothing(t *testing.T) {
+	state := store.Memory()
+	d, b := newDocket(state)
+	next := state.Another()
+	other, _ := newDocket(next)
+	other.cfg.Bucket = b
+	id := take(t, d, event(1, "1ac6f0d2b4e84a3f9c7b5d3e1f2a4c61", "Instance", victim, 8))
+	claim, err := d.Own(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := store.While(t.Context(), claim.Key, claim.Revision)
+	state.Expire()
+	if _, err := other.Own(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Record(mine, id, casefile.Event{Type: casefile.StepStarted, Step: "memory"}); !errors.Is(err, store.ErrLost) {
+		t.Errorf("the first node's change: %v", err)
+	}
+	end(t, other, id)
+	c, err := d.Get(t.Context(), id)
+	if err != nil || c.State != casefile.Ended {
+		t.Errorf("case %+v, %v", c, err)
+	}
+	if head, err := custody.VerifyChain(b.chain(id, victim)); err != nil || head != c.Journal {
+		t.Errorf("journal %+v, %v; the case's %+v", head, err, c.Journal)
+	}
+}
+
+// TestWhatTheBucketMissedFollows without a further event of its case.
+func TestWhatTheBucketMissedFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, b := newDocket(store.Memory())
+		id := take(t, d, event(1, "1ac6f0d2b4e84a3f9c7b5d3e1f2a4c61", "Instance", victim, 8))
+		b.down = true
+		end(t, d, id)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- d.Run(ctx) }()
+		time.Sleep(time.Second)
+		b.mu.Lock()
+		b.down = false
+		b.mu.Unlock()
+		time.Sleep(resendEvery)
+		synctest.Wait()
+		cancel()
+		<-done
+		c, _ := d.Get(t.Context(), id)
+		if head, err := custody.VerifyChain(b.chain(id, victim)); err != nil || head != c.Journal {
+			t.Errorf("journal %+v, %v; the case's %+v", head, err, c.Journal)
 		}
 	})
 }

@@ -22,6 +22,16 @@ func (l *Ledger) Close(ctx context.Context, caseID, id string, parts int32, reas
 	}
 	key := itemKey(caseID, id)
 	defer l.locks.Lock(key)()
+	for try := 1; ; try++ {
+		item, err := l.close(ctx, key, id, parts, reason)
+		if errors.Is(err, store.ErrConflict) && try < tries {
+			continue // another node closes it too: see what came of it
+		}
+		return item, err
+	}
+}
+
+func (l *Ledger) close(ctx context.Context, key, id string, parts int32, reason string) (evidence.Item, error) {
 	item, revision, err := l.load(ctx, key)
 	if err != nil {
 		return evidence.Item{}, refuseUnknown(err, id)
@@ -264,7 +274,10 @@ func (l *Ledger) drop(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	return l.Store.Delete(ctx, key, revision)
+	if err = l.Store.Delete(ctx, key, revision); errors.Is(err, store.ErrConflict) {
+		return nil // another node has dropped it: a part is written once
+	}
+	return err
 }
 
 func refuseUnknown(err error, id string) error {

@@ -31,6 +31,10 @@ const (
 	leastGaps = 16
 )
 
+// tries is how often a change is made anew that another node was in the way
+// of.
+const tries = 5
+
 // ErrRefused is the kind of every request that will never be granted.
 var ErrRefused = errors.New("refused")
 
@@ -178,7 +182,7 @@ func (l *Ledger) discard(ctx context.Context, item Item) error {
 
 // Grant records a part and gives the request that can store exactly its
 // bytes. Where they are stored already, the request is empty and stored is
-// true. A part costs one write of the store, two fsyncs in its folder.
+// true. A part costs one write of the store.
 func (l *Ledger) Grant(ctx context.Context, caseID, id string, part evidence.Part) (grant locker.Grant, stored bool, err error) {
 	if err := checkID(id); err != nil {
 		return grant, false, err
@@ -197,32 +201,46 @@ func (l *Ledger) Grant(ctx context.Context, caseID, id string, part evidence.Par
 }
 
 // record writes a part down, unless its number was granted before. The item
-// cannot be closed meanwhile: a part that is granted too late would be in the
-// record, and not in the object.
+// stays open meanwhile, on every node: a part that is granted too late would
+// be in the record, and not in the object.
 func (l *Ledger) record(ctx context.Context, key, id string, part evidence.Part) (item Item, again bool, err error) {
 	defer l.locks.Lock(key)()
-	if item, _, err = l.load(ctx, key); err != nil {
-		return item, false, refuseUnknown(err, id)
+	for try := 1; ; try++ {
+		var revision int64
+		if item, revision, err = l.load(ctx, key); err != nil {
+			return item, false, refuseUnknown(err, id)
+		}
+		if item.Status != evidence.Open || item.Closing != nil {
+			return item, false, fmt.Errorf("%w: item %s is closed", ErrRefused, id)
+		}
+		if err := check(item.Item, part); err != nil {
+			return item, false, err
+		}
+		value, err := json.Marshal(l.granted(item, part))
+		if err != nil {
+			return item, false, err
+		}
+		_, err = l.Store.Commit(ctx, store.Same(key, revision), store.Set(partKey(item, part.Number), value, 0))
+		if !errors.Is(err, store.ErrConflict) {
+			return item, false, err
+		}
+		_, _, known := l.Store.Get(ctx, partKey(item, part.Number))
+		if known == nil {
+			return item, true, nil
+		}
+		if try == tries {
+			return item, false, err // the item changes faster than we look
+		}
 	}
-	if item.Status != evidence.Open || item.Closing != nil {
-		return item, false, fmt.Errorf("%w: item %s is closed", ErrRefused, id)
-	}
-	if err := check(item.Item, part); err != nil {
-		return item, false, err
-	}
+}
+
+// granted is a part as it is recorded.
+func (l *Ledger) granted(item Item, part evidence.Part) evidence.Part {
 	if item.Kind == evidence.Memory {
 		part.Gaps = evidence.FoldGaps(part.Gaps, max(leastGaps, maxGaps/int(lime.Parts(item.RAM, item.PartRAMBytes))))
 	}
 	part.Granted = l.Now().UTC()
-	value, err := json.Marshal(part)
-	if err != nil {
-		return item, false, err
-	}
-	_, err = l.Store.Put(ctx, partKey(item, part.Number), value, 0)
-	if errors.Is(err, store.ErrConflict) {
-		return item, true, nil
-	}
-	return item, false, err
+	return part
 }
 
 // repeat allows a part that was granted before, if it is the same.

@@ -1,31 +1,41 @@
 // Package playbook runs the steps of each case, one after the other, once,
-// across restarts.
+// across restarts and nodes.
 //
-// A step is written down before it acts and after it has ended; a collector
-// that dies in between begins the same step again, so a step must be
-// harmless to repeat. A step that fails is recorded with its reason and the
-// next one follows: nothing that goes wrong earlier keeps a compromised
-// instance from being contained.
+// A case is run by the one node that owns it. A node that dies, or hangs, loses
+// its cases after some seconds; another takes each up where it was, and what
+// the first still wants to write down is refused.
+//
+// A step is written down before it acts and after it has ended; where a node
+// dies in between, the same step is begun again, so a step must be harmless to
+// repeat. A step that fails is recorded with its reason and the next one
+// follows: nothing that goes wrong earlier keeps a compromised instance from
+// being contained.
 package playbook
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/collector/store"
 )
 
 // Bounds of a runner.
 const (
-	maxCases     = 64 // run at a time
+	maxCases     = 64 // run by one node at a time
 	firstBackoff = time.Second
 	lastBackoff  = 30 * time.Second
-	rescanEvery  = 30 * time.Second // for cases whose record failed
+	rescanEvery  = 30 * time.Second // in case that a change of the queue was missed
+	restAfter    = 30 * time.Second // of a case that could not go on
+	leastTime    = time.Minute      // of a step that is taken up again, however late
+	disownLimit  = 5 * time.Second
 )
 
 // Step is one step of the story of a case.
@@ -37,13 +47,19 @@ type Step struct {
 	Do func(ctx context.Context, run *Run) error
 }
 
-// Docket is where cases and their events are kept.
+// Docket is where cases and their events are kept, for all nodes.
 type Docket interface {
-	List(ctx context.Context) ([]casefile.Case, error)
+	// Queue gives the cases whose steps are not all taken, oldest first.
+	Queue(ctx context.Context) ([]casefile.Place, error)
+	// Own makes this node the one that runs a case, or gives
+	// store.ErrConflict; Disown ends that.
+	Own(ctx context.Context, id string) (store.Claim, error)
+	Disown(ctx context.Context, claim store.Claim) error
 	Get(ctx context.Context, id string) (casefile.Case, error)
 	// Record returns once the event is durable.
 	Record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error)
-	Opened() <-chan struct{}
+	// Changed yields a token when there may be a case to run.
+	Changed() <-chan struct{}
 }
 
 // Partial is the error of a step that did only a part of its work.
@@ -84,57 +100,103 @@ type Runner struct {
 	Log    *slog.Logger
 }
 
+// finished is a case that this node no longer runs, and why it could not go
+// on.
+type finished struct {
+	id  string
+	err error
+}
+
 // Run runs cases until ctx ends; then it waits for their steps to stop where
-// they are, to be taken up again by the next Run.
+// they are, to be taken up again by another node, or the next Run.
 func (r *Runner) Run(ctx context.Context) error {
 	var cases sync.WaitGroup
 	defer cases.Wait()
-	var mu sync.Mutex
-	active := map[string]bool{} // owned by mu
-	slots := make(chan struct{}, maxCases)
+	running := map[string]bool{}
+	resting := map[string]time.Time{} // until when
+	done := make(chan finished, maxCases)
 	rescan := time.NewTicker(rescanEvery)
 	defer rescan.Stop()
 	for {
-		list, err := r.Docket.List(ctx)
+		places, err := r.Docket.Queue(ctx)
 		if err != nil && ctx.Err() == nil {
-			r.Log.Error("cannot list cases, will try again", "error", err)
+			r.Log.Error("cannot read the queue of cases, will try again", "error", err)
 		}
-		for _, c := range list {
-			mu.Lock()
-			start := c.State == casefile.Running && !active[c.ID]
-			active[c.ID] = active[c.ID] || start
-			mu.Unlock()
-			if !start {
-				continue
+		for _, id := range choose(places, running, resting, time.Now()) {
+			if claim, ok := r.own(ctx, id); ok {
+				running[id] = true
+				cases.Go(func() { done <- finished{id, r.run(ctx, id, claim)} })
 			}
-			cases.Go(func() {
-				defer func() {
-					mu.Lock()
-					defer mu.Unlock()
-					delete(active, c.ID)
-				}()
-				select {
-				case slots <- struct{}{}:
-					defer func() { <-slots }()
-				case <-ctx.Done():
-					return
-				}
-				if err := r.story(ctx, c); err != nil && ctx.Err() == nil {
-					r.Log.Error("case stopped, will be taken up again", "case", c.ID, "error", err)
-				}
-			})
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-r.Docket.Opened():
+		case <-r.Docket.Changed():
 		case <-rescan.C:
+		case end := <-done:
+			delete(running, end.id)
+			delete(resting, end.id)
+			if end.err != nil && ctx.Err() == nil {
+				r.Log.Error("case stopped here, will be taken up again", "case", end.id, "error", end.err)
+				resting[end.id] = time.Now().Add(restAfter)
+			}
 		}
 	}
 }
 
+// choose gives the cases to take up now: those that nobody runs, the most
+// severe first.
+func choose(places []casefile.Place, running map[string]bool, resting map[string]time.Time, now time.Time) []string {
+	var free []casefile.Place
+	for _, p := range places {
+		if p.Owner == "" && !running[p.ID] && !now.Before(resting[p.ID]) {
+			free = append(free, p)
+		}
+	}
+	slices.SortStableFunc(free, func(a, b casefile.Place) int { return cmp.Compare(b.Severity, a.Severity) })
+	var out []string
+	for _, p := range free[:min(len(free), maxCases-len(running))] {
+		out = append(out, p.ID)
+	}
+	return out
+}
+
+// own makes a case this node's, unless another was quicker.
+func (r *Runner) own(ctx context.Context, id string) (store.Claim, bool) {
+	claim, err := r.Docket.Own(ctx, id)
+	if err != nil && !errors.Is(err, store.ErrConflict) && ctx.Err() == nil {
+		r.Log.Error("cannot take a case up, will try again", "case", id, "error", err)
+	}
+	return claim, err == nil
+}
+
+// run runs a case as long as it is this node's.
+func (r *Runner) run(ctx context.Context, id string, claim store.Claim) error {
+	mine, cancel := context.WithCancelCause(store.While(ctx, claim.Key, claim.Revision))
+	defer cancel(nil)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	over := make(chan struct{})
+	defer close(over)
+	watch.Go(func() {
+		select {
+		case <-claim.Lost:
+			cancel(fmt.Errorf("this node has not been heard of for too long: %w", store.ErrLost))
+		case <-over:
+		}
+	})
+	err := r.story(mine, id)
+	last, stop := context.WithTimeout(context.WithoutCancel(ctx), disownLimit)
+	defer stop()
+	return errors.Join(err, r.Docket.Disown(last, claim))
+}
+
 // story takes a case's steps until all have ended.
-func (r *Runner) story(ctx context.Context, c casefile.Case) error {
+func (r *Runner) story(ctx context.Context, id string) error {
+	c, err := r.Docket.Get(ctx, id)
+	if err != nil {
+		return err
+	}
 	for {
 		name, again := c.Next()
 		if name == "" {
@@ -143,10 +205,13 @@ func (r *Runner) story(ctx context.Context, c casefile.Case) error {
 		}
 		log := r.Log.With("case", c.ID, "instance", c.Instance.ID, "step", name)
 		log.Info("step begins", "again", again)
-		if _, err := r.Docket.Record(ctx, c.ID, casefile.Event{Type: casefile.StepStarted, Step: name}); err != nil {
+		step := r.step(name)
+		c, err = r.Docket.Record(ctx, c.ID, casefile.Event{Type: casefile.StepStarted, Step: name, Deadline: time.Now().Add(step.Limit).UTC()})
+		if err != nil {
 			return err
 		}
-		err := r.take(ctx, name, &Run{Log: log, id: c.ID, docket: r.Docket})
+		begun, _ := c.StepNamed(name)
+		err := r.take(ctx, step, begun.Deadline, &Run{Log: log, id: c.ID, docket: r.Docket})
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -161,30 +226,39 @@ func (r *Runner) story(ctx context.Context, c casefile.Case) error {
 	}
 }
 
-// take does one step, as often as it asks to be tried again.
-func (r *Runner) take(ctx context.Context, name string, run *Run) error {
+// step gives a step by its name; one that this collector does not know fails.
+func (r *Runner) step(name string) Step {
 	for _, step := range r.Steps {
-		if step.Name != name {
-			continue
-		}
-		ctx, cancel := context.WithTimeoutCause(ctx, step.Limit, fmt.Errorf("step %s passed its limit of %v", name, step.Limit))
-		defer cancel()
-		backoff := firstBackoff
-		for {
-			err := do(ctx, step, run)
-			if !errors.As(err, new(Again)) {
-				return err
-			}
-			run.Log.Warn("step will be tried again", "error", err)
-			select {
-			case <-ctx.Done():
-				return errors.Join(context.Cause(ctx), err)
-			case <-time.After(backoff/2 + rand.N(backoff/2)):
-			}
-			backoff = min(2*backoff, lastBackoff)
+		if step.Name == name {
+			return step
 		}
 	}
-	return fmt.Errorf("cannot take step %q: this collector does not know it", name)
+	return Step{Name: name, Limit: leastTime, Do: func(context.Context, *Run) error {
+		return fmt.Errorf("cannot take step %q: this collector does not know it", name)
+	}}
+}
+
+// take does one step, as often as it asks to be tried again, until its
+// deadline. A step whose deadline passed while no node took it has a minute to
+// see what there is.
+func (r *Runner) take(ctx context.Context, step Step, deadline time.Time, run *Run) error {
+	left := max(time.Until(deadline), min(step.Limit, leastTime))
+	ctx, cancel := context.WithTimeoutCause(ctx, left, fmt.Errorf("step %s passed its limit of %v", step.Name, step.Limit))
+	defer cancel()
+	backoff := firstBackoff
+	for {
+		err := do(ctx, step, run)
+		if !errors.As(err, new(Again)) {
+			return err
+		}
+		run.Log.Warn("step will be tried again", "error", err)
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-time.After(backoff/2 + rand.N(backoff/2)):
+		}
+		backoff = min(2*backoff, lastBackoff)
+	}
 }
 
 // do turns a panic of one step into its failure, as the steps after it must

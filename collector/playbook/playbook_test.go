@@ -5,22 +5,25 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
+	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
 // shelf is a docket in memory.
 type shelf struct {
-	mu     sync.Mutex
-	cases  map[string]casefile.Case
-	events []string
-	broken error // what Record answers while it is set
-	opened chan struct{}
+	mu      sync.Mutex
+	cases   map[string]casefile.Case
+	events  []string
+	broken  error // what Record answers while it is set
+	changed chan struct{}
+	owners  *store.MemoryStore
 }
 
 func newShelf(t *testing.T, steps ...string) *shelf {
@@ -29,13 +32,28 @@ func newShelf(t *testing.T, steps ...string) *shelf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &shelf{cases: map[string]casefile.Case{"c1": c}, opened: make(chan struct{}, 1)}
+	return &shelf{cases: map[string]casefile.Case{"c1": c}, changed: make(chan struct{}, 1), owners: store.Memory()}
 }
 
-func (s *shelf) List(context.Context) ([]casefile.Case, error) {
+func (s *shelf) Queue(ctx context.Context) ([]casefile.Place, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return []casefile.Case{s.cases["c1"]}, nil
+	if s.cases["c1"].State != casefile.Running {
+		return nil, nil
+	}
+	p := casefile.Place{ID: "c1"}
+	if _, _, err := s.owners.Get(ctx, "owner/c1"); err == nil {
+		p.Owner = "somebody"
+	}
+	return []casefile.Place{p}, nil
+}
+
+func (s *shelf) Own(ctx context.Context, id string) (store.Claim, error) {
+	return s.owners.Claim(ctx, "owner/"+id, nil)
+}
+
+func (s *shelf) Disown(ctx context.Context, claim store.Claim) error {
+	return s.owners.Delete(ctx, claim.Key, claim.Revision)
 }
 
 func (s *shelf) Get(_ context.Context, id string) (casefile.Case, error) {
@@ -44,12 +62,16 @@ func (s *shelf) Get(_ context.Context, id string) (casefile.Case, error) {
 	return s.cases[id], nil
 }
 
-func (s *shelf) Record(_ context.Context, id string, e casefile.Event) (casefile.Case, error) {
+func (s *shelf) Record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broken != nil {
 		return casefile.Case{}, s.broken
 	}
+	if _, err := s.owners.Put(ctx, "event/"+strconv.Itoa(len(s.events)), nil, 0); err != nil {
+		return casefile.Case{}, err // by who is not the owner
+	}
+	e.Time = time.Now()
 	c, err := s.cases[id].Apply(e)
 	if err == nil {
 		s.cases[id] = c
@@ -58,7 +80,7 @@ func (s *shelf) Record(_ context.Context, id string, e casefile.Event) (casefile
 	return c, err
 }
 
-func (s *shelf) Opened() <-chan struct{} { return s.opened }
+func (s *shelf) Changed() <-chan struct{} { return s.changed }
 
 func (s *shelf) outcomes() map[string]casefile.Outcome {
 	s.mu.Lock()
@@ -179,6 +201,53 @@ func TestARestartTakesTheCaseUpWhereItWas(t *testing.T) {
 			t.Errorf("steps were taken %v times, want volatile 1, memory 2, contain 1", counts)
 		}
 	})
+}
+
+// TestACaseThatIsLostIsLeftAlone: a node that loses its case stops, and what
+// it still does changes nothing; then the case is taken up again, and the step
+// has the deadline that it had.
+func TestACaseThatIsLostIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, tries := newShelf(t, "memory"), 0
+		var deadlines []time.Time
+		runUntilEnded(t, s, Step{Name: "memory", Limit: time.Hour, Do: func(ctx context.Context, run *Run) error {
+			end, _ := ctx.Deadline()
+			deadlines = append(deadlines, end)
+			if tries++; tries > 1 {
+				return nil
+			}
+			time.Sleep(time.Minute)
+			s.owners.Expire()
+			<-ctx.Done()
+			if _, err := run.Learn(context.WithoutCancel(ctx), casefile.Event{}); !errors.Is(err, store.ErrLost) {
+				t.Errorf("a change by who has lost the case: %v", err)
+			}
+			return nil
+		}})
+		if tries != 2 || s.outcomes()["memory"] != casefile.Done {
+			t.Errorf("%d tries, outcomes %v", tries, s.outcomes())
+		}
+		if !deadlines[0].Equal(deadlines[1]) {
+			t.Errorf("the deadline was %v, and then %v", deadlines[0], deadlines[1])
+		}
+	})
+}
+
+// TestTheWorstIsTakenUpFirst, and nothing that another node runs.
+func TestTheWorstIsTakenUpFirst(t *testing.T) {
+	now := time.Now()
+	places := []casefile.Place{{ID: "old", Severity: 7}, {ID: "theirs", Severity: 9, Owner: "b"}, {ID: "worst", Severity: 9},
+		{ID: "mine", Severity: 9}, {ID: "resting", Severity: 9}, {ID: "new", Severity: 7}}
+	got := choose(places, map[string]bool{"mine": true}, map[string]time.Time{"resting": now.Add(time.Second)}, now)
+	if want := []string{"worst", "old", "new"}; !slices.Equal(got, want) {
+		t.Errorf("chosen are %q, want %q", got, want)
+	}
+	for n := range 2 * maxCases {
+		places = append(places, casefile.Place{ID: strconv.Itoa(n)})
+	}
+	if got := choose(places, map[string]bool{"mine": true}, nil, now); len(got) != maxCases-1 {
+		t.Errorf("%d are taken up beside one that runs, want %d", len(got), maxCases-1)
+	}
 }
 
 func TestACaseWhoseRecordFailsIsTakenUpAgain(t *testing.T) {

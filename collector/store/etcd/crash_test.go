@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -22,7 +21,7 @@ import (
 // Each value is longer or shorter than the last.
 func writeForever(dir string) error {
 	ctx := context.Background()
-	s, err := Open(ctx, dir, slog.New(slog.DiscardHandler))
+	s, err := Open(ctx, alone(dir))
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ const patience = 15 * time.Second
 
 // Store is a store.Store, and the member under it.
 type Store struct {
-	dir    string
+	cfg    Config
 	quota  int64 // of the member's file, bytes
 	log    *slog.Logger
 	lock   *os.File
@@ -42,6 +42,18 @@ type Store struct {
 	client *clientv3.Client
 	fault  *fault // how it ended, once it has
 	once   sync.Once
+
+	mu      sync.Mutex
+	session *session // what is claimed is claimed by it; nil: nothing yet
+
+	keepers sync.WaitGroup // of the sessions
+}
+
+// Config says which member to start.
+type Config struct {
+	Dir  string // its folder, made where there is none
+	Name string // of this node, unlike that of every other node
+	Log  *slog.Logger
 }
 
 var _ store.Store = (*Store)(nil)
@@ -49,18 +61,19 @@ var _ store.Store = (*Store)(nil)
 // Open starts the member in a folder, which it makes, and waits until it
 // answers. A folder has one at a time. The error of a folder that cannot be
 // used says why, and what to do.
-func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
-	return open(ctx, dir, quota, log)
-}
+func Open(ctx context.Context, cfg Config) (*Store, error) { return open(ctx, cfg, quota) }
 
-func open(ctx context.Context, dir string, quota int64, log *slog.Logger) (*Store, error) {
-	s := &Store{dir: dir, quota: quota, log: log, fault: newFault(dir)}
+func open(ctx context.Context, cfg Config, quota int64) (*Store, error) {
+	s := &Store{cfg: cfg, quota: quota, log: cfg.Log, fault: newFault(cfg.Dir)}
+	if err := store.CheckKey(cfg.Name); err != nil {
+		return nil, fmt.Errorf("cannot name this node %.80q: %w", cfg.Name, err)
+	}
 	var err error
-	if s.lock, err = lockFolder(dir); err != nil {
+	if s.lock, err = lockFolder(cfg.Dir); err != nil {
 		return nil, err
 	}
 	if err := s.start(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("cannot open store in %s: %w", dir, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("cannot open store in %s: %w", cfg.Dir, err), s.Close())
 	}
 	return s, nil
 }
@@ -81,7 +94,7 @@ func lockFolder(dir string) (*os.File, error) {
 
 // start starts the member and waits for it to answer.
 func (s *Store) start(ctx context.Context) error {
-	if err := checkMember(s.dir); err != nil {
+	if err := checkMember(s.cfg.Dir); err != nil {
 		return err
 	}
 	member, err := s.startMember()
@@ -98,7 +111,10 @@ func (s *Store) start(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return s.makeRoom(ctx)
+	if err := s.makeRoom(ctx); err != nil {
+		return err
+	}
+	return s.endLastSession(ctx)
 }
 
 // Failed is closed when the member cannot go on, and then Health says why. It
@@ -154,55 +170,80 @@ func (s *Store) Get(ctx context.Context, key string) (value []byte, revision int
 
 // Put sets a key's value.
 func (s *Store) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
-	if err := store.CheckPut(key, value, revision); err != nil {
-		return 0, err
-	}
-	return s.change(ctx, "put", key, revision, clientv3.OpPut(keyspace+key, string(value)))
+	return s.Commit(ctx, store.Set(key, value, revision))
 }
 
 // Delete removes a key.
 func (s *Store) Delete(ctx context.Context, key string, revision int64) error {
-	if err := store.CheckDelete(key, revision); err != nil {
-		return err
-	}
-	_, err := s.change(ctx, "delete", key, revision, clientv3.OpDelete(keyspace+key))
+	_, err := s.Commit(ctx, store.Remove(key, revision))
 	return err
 }
 
-// change does one thing to a key that is at the revision that its writer saw,
-// and gives the revision of the change.
-func (s *Store) change(ctx context.Context, verb, key string, saw int64, do clientv3.Op) (revision int64, err error) {
-	var lost error
+// Commit makes several changes in one transaction.
+func (s *Store) Commit(ctx context.Context, changes ...store.Change) (int64, error) {
+	return s.commit(ctx, changes, clientv3.NoLease)
+}
+
+// commit makes changes; the keys that they set end with a lease, if there is
+// one.
+func (s *Store) commit(ctx context.Context, changes []store.Change, lease clientv3.LeaseID) (revision int64, err error) {
+	if err := store.CheckChanges(changes); err != nil {
+		return 0, err
+	}
+	fences := store.Fences(ctx)
+	wanted, then, otherwise := transaction(changes, fences, lease)
+	var refused error
 	err = s.call(ctx, func(ctx context.Context) error {
-		same := clientv3.Compare(clientv3.ModRevision(keyspace+key), "=", saw)
-		done, err := s.client.Txn(ctx).If(same).Then(do).Else(clientv3.OpGet(keyspace+key, clientv3.WithKeysOnly())).Commit()
+		done, err := s.client.Txn(ctx).If(wanted...).Then(then...).Else(otherwise...).Commit()
 		if err != nil {
 			return err
 		}
-		if !done.Succeeded {
-			lost = store.Conflict(verb, key, saw, at(done))
+		if revision = done.Header.Revision; !done.Succeeded {
+			refused = store.Refused(changes, fences, revisionsOf(done))
 		}
-		revision = done.Header.Revision
 		return nil
 	})
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("cannot %s key %q: %w", verb, key, err)
-	case lost != nil:
-		return 0, lost
+		return 0, fmt.Errorf("cannot %s key %q: %w", changes[0].Verb, changes[0].Key, err)
+	case refused != nil:
+		return 0, refused
 	}
 	return revision, nil
 }
 
-// at gives the revision of the key that a refused change asked for, 0 where
-// there is none.
-func at(refused *clientv3.TxnResponse) int64 {
-	for _, r := range refused.Responses {
-		for _, kv := range r.GetResponseRange().GetKvs() {
-			return kv.GetModRevision()
+// transaction puts changes into etcd's words: what must be so, what is done
+// then, and what is asked otherwise.
+func transaction(changes []store.Change, fences []store.Fence, lease clientv3.LeaseID) (wanted []clientv3.Cmp, then, otherwise []clientv3.Op) {
+	want := func(key string, revision int64) {
+		wanted = append(wanted, clientv3.Compare(clientv3.ModRevision(keyspace+key), "=", revision))
+		otherwise = append(otherwise, clientv3.OpGet(keyspace+key, clientv3.WithKeysOnly()))
+	}
+	for _, f := range fences {
+		want(f.Key, f.Revision)
+	}
+	for _, c := range changes {
+		want(c.Key, c.Revision)
+		switch c.Verb {
+		case store.Putting:
+			then = append(then, clientv3.OpPut(keyspace+c.Key, string(c.Value), clientv3.WithLease(lease)))
+		case store.Deleting:
+			then = append(then, clientv3.OpDelete(keyspace+c.Key))
 		}
 	}
-	return 0
+	return wanted, then, otherwise
+}
+
+// revisionsOf gives the revisions that a refused transaction has asked for, 0
+// where there is no such key.
+func revisionsOf(refused *clientv3.TxnResponse) func(key string) int64 {
+	at := map[string]int64{}
+	for _, r := range refused.Responses {
+		for _, kv := range r.GetResponseRange().GetKvs() {
+			at[string(kv.GetKey())] = kv.GetModRevision()
+		}
+	}
+	return func(key string) int64 { return at[keyspace+key] }
 }
 
 // List gives the entries under a prefix, all as they were at one revision.
@@ -217,7 +258,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]store.Entry, error) 
 			return err
 		}
 		for _, kv := range got.Kvs {
-			out = append(out, store.Entry{Key: string(kv.Key[len(keyspace):]), Value: kv.Value, Revision: kv.ModRevision})
+			out = append(out, entryOf(kv))
 		}
 		return nil
 	})
@@ -232,6 +273,9 @@ func (s *Store) List(ctx context.Context, prefix string) ([]store.Entry, error) 
 func (s *Store) Close() error {
 	s.once.Do(func() {
 		failed := s.fault.Err() != nil
+		if s.client != nil && !failed {
+			s.endSession()
+		}
 		s.fault.end(store.ErrClosed)
 		if s.client != nil && !failed {
 			s.client.Close()
@@ -239,6 +283,7 @@ func (s *Store) Close() error {
 		if s.member != nil && !failed {
 			s.member.Close()
 		}
+		s.keepers.Wait()
 		s.lock.Close()
 	})
 	return nil

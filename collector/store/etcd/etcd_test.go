@@ -17,9 +17,13 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/store/storetest"
 )
 
+func alone(dir string) Config {
+	return Config{Dir: dir, Name: "alone", Log: slog.New(slog.DiscardHandler)}
+}
+
 func begin(t testing.TB, dir string) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), dir, slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), alone(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +48,7 @@ func TestItOutlivesTheProcess(t *testing.T) {
 	if err := s.Health(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := Open(t.Context(), dir, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d has it", os.Getpid())) {
+	if _, err := Open(t.Context(), alone(dir)); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d has it", os.Getpid())) {
 		t.Errorf("second owner: %v", err)
 	}
 	s.Close()
@@ -57,6 +61,46 @@ func TestItOutlivesTheProcess(t *testing.T) {
 	}
 }
 
+// TestADeadNodeHasNothingClaimed: what a node had claimed when it died is free
+// as soon as it starts again.
+func TestADeadNodeHasNothingClaimed(t *testing.T) {
+	dir := t.TempDir()
+	s := begin(t, dir)
+	if _, err := s.Claim(t.Context(), "own/1", nil); err != nil {
+		t.Fatal(err)
+	}
+	s.session = nil // so that Close does not give it back, as death does not
+	s.Close()
+	s = begin(t, dir)
+	if _, err := s.Claim(t.Context(), "own/1", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAClaimEndsWithItsLease: a node that hangs for too long has lost what it
+// claimed, and knows; what it claims next it has.
+func TestAClaimEndsWithItsLease(t *testing.T) {
+	s := begin(t, t.TempDir())
+	claim, err := s.Claim(t.Context(), "own/1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client.Revoke(t.Context(), s.session.lease); err != nil {
+		t.Fatal(err)
+	}
+	again, err := s.Claim(t.Context(), "own/1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-claim.Lost
+	if _, err := s.Put(store.While(t.Context(), claim.Key, claim.Revision), "case/1", nil, 0); !errors.Is(err, store.ErrLost) {
+		t.Errorf("with the claim from before: %v", err)
+	}
+	if _, err := s.Put(store.While(t.Context(), again.Key, again.Revision), "case/1", nil, 0); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestALostPartIsTold: a member without its log, or without its file, is not
 // begun anew.
 func TestALostPartIsTold(t *testing.T) {
@@ -66,7 +110,7 @@ func TestALostPartIsTold(t *testing.T) {
 		if err := os.RemoveAll(filepath.Join(dir, "member", part)); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(t.Context(), dir, slog.New(slog.DiscardHandler))
+		_, err := Open(t.Context(), alone(dir))
 		if err == nil || !strings.Contains(err.Error(), part+" is missing") || !strings.Contains(err.Error(), "restore") {
 			t.Errorf("%s: %v", part, err)
 		}
@@ -99,7 +143,7 @@ func TestDamageIsTold(t *testing.T) {
 	if err := os.WriteFile(logs[0], raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open(t.Context(), dir, slog.New(slog.DiscardHandler))
+	_, err = Open(t.Context(), alone(dir))
 	if err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("%v", err)
 	}
@@ -121,7 +165,7 @@ func TestAFaultEndsTheStore(t *testing.T) {
 		<-s.Failed()
 		_, err := s.Put(t.Context(), "case/1", nil, 0)
 		for _, err := range []error{err, s.Health(t.Context())} {
-			if !errors.Is(err, cause) || !strings.Contains(err.Error(), remedy) || !strings.Contains(err.Error(), s.dir) {
+			if !errors.Is(err, cause) || !strings.Contains(err.Error(), remedy) || !strings.Contains(err.Error(), s.cfg.Dir) {
 				t.Errorf("%v: %v", cause, err)
 			}
 		}
@@ -136,7 +180,7 @@ func TestAFullStoreRecovers(t *testing.T) {
 	const small = 4 << 20
 	dir := t.TempDir()
 	start := func() *Store {
-		s, err := open(t.Context(), dir, small, slog.New(slog.DiscardHandler))
+		s, err := open(t.Context(), alone(dir), small)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,21 +218,13 @@ func TestAFullStoreRecovers(t *testing.T) {
 
 // BenchmarkPut is one durable change of a small value after the other.
 func BenchmarkPut(b *testing.B) {
-	files, err := store.OpenFiles(b.TempDir())
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer files.Close()
-	for name, s := range map[string]store.Store{"files": files, "etcd": begin(b, b.TempDir())} {
-		b.Run(name, func(b *testing.B) {
-			value := make([]byte, 500)
-			_, at, _ := s.Get(b.Context(), "case/1")
-			for b.Loop() {
-				if at, err = s.Put(b.Context(), "case/1", value, at); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
+	s := begin(b, b.TempDir())
+	value, at := make([]byte, 500), int64(0)
+	for b.Loop() {
+		var err error
+		if at, err = s.Put(b.Context(), "case/1", value, at); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

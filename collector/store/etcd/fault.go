@@ -112,7 +112,7 @@ func (s *Store) Health(ctx context.Context) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("cannot keep state in %s: %w", s.dir, err)
+		return fmt.Errorf("cannot keep state in %s: %w", s.cfg.Dir, err)
 	}
 	return nil
 }

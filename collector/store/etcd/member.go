@@ -36,7 +36,7 @@ const (
 func (s *Store) config() *embed.Config {
 	self := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
 	c := embed.NewConfig()
-	c.Name, c.Dir = "collector", s.dir
+	c.Name, c.Dir = s.cfg.Name, s.cfg.Dir
 	c.ListenClientUrls, c.ListenPeerUrls = nil, nil
 	c.AdvertiseClientUrls, c.AdvertisePeerUrls = nil, []url.URL{self}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
@@ -61,7 +61,7 @@ func (s *Store) startMember() (*embed.Etcd, error) {
 	go func() {
 		defer func() {
 			if r := recover(); r != nil {
-				answers <- answer{err: damaged(s.dir, fmt.Errorf("%v", r))}
+				answers <- answer{err: damaged(s.cfg.Dir, fmt.Errorf("%v", r))}
 			}
 		}()
 		member, err := embed.StartEtcd(s.config())
@@ -105,7 +105,7 @@ func (s *Store) makeRoom(ctx context.Context) error {
 	}
 	for _, alarm := range alarms.Alarms {
 		if alarm.GetAlarm() == etcdserverpb.AlarmType_CORRUPT {
-			return damaged(s.dir, errors.New("etcd found that its members differ"))
+			return damaged(s.cfg.Dir, errors.New("etcd found that its members differ"))
 		}
 		if alarm.GetAlarm() == etcdserverpb.AlarmType_NOSPACE {
 			return s.dropOld(ctx)
@@ -129,7 +129,7 @@ func (s *Store) dropOld(ctx context.Context) error {
 		return s.fault.explain(err)
 	}
 	if backend.Size() > s.quota/10*9 {
-		s.log.Error("store is full: no case can be opened or go on", "dir", s.dir, "bytes", backend.Size(), "quota", s.quota)
+		s.log.Error("store is full: no case can be opened or go on", "dir", s.cfg.Dir, "bytes", backend.Size(), "quota", s.quota)
 		return nil // what is there can be read
 	}
 	_, err = s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{})

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -35,6 +36,11 @@ func Run(t *testing.T, fresh func(t *testing.T) store.Store) {
 		"bad keys are refused":                         badKeys,
 		"an ended context stops the work":              ended,
 		"a closed store refuses":                       closed,
+		"many changes are made, or none":               commit,
+		"bad commits are refused":                      badCommits,
+		"who has lost a key changes nothing":           fenced,
+		"a key is claimed once, until it is given up":  claimed,
+		"a watch tells all, and then each change":      watched,
 		"any sequence of calls agrees with a map":      model,
 	}
 	for name, test := range tests {
@@ -263,6 +269,150 @@ func closed(t *testing.T, s store.Store) {
 	_, err3 := s.List(t.Context(), "")
 	if err == nil || err2 == nil || err3 == nil || s.Delete(t.Context(), "a", at) == nil {
 		t.Error("a closed store is used")
+	}
+}
+
+func commit(t *testing.T, s store.Store) {
+	a := put(t, s, "a", "1", 0)
+	b := put(t, s, "b", "1", 0)
+	at, err := s.Commit(t.Context(), store.Set("a", []byte("2"), a), store.Remove("b", b), store.Set("c", []byte("2"), 0))
+	check(t, err)
+	entries, err := s.List(t.Context(), "")
+	check(t, err)
+	if len(entries) != 2 || entries[0].Revision != at || entries[1].Revision != at || string(entries[1].Value) != "2" {
+		t.Errorf("after a commit at %d there are %v", at, entries)
+	}
+	for name, changes := range map[string][]store.Change{
+		"one is late":          {store.Set("c", []byte("3"), at), store.Set("a", []byte("3"), a)},
+		"one is there already": {store.Set("c", []byte("3"), at), store.Set("a", []byte("3"), 0)},
+		"one is gone":          {store.Set("c", []byte("3"), at), store.Remove("b", b)},
+		"one is not the same":  {store.Set("c", []byte("3"), at), store.Same("a", a)},
+	} {
+		if _, err := s.Commit(t.Context(), changes...); !errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrLost) {
+			t.Errorf("%s: %v, want a conflict", name, err)
+		}
+	}
+	if got, now, err := s.Get(t.Context(), "c"); err != nil || now != at || string(got) != "2" {
+		t.Errorf("refused commits left %q at %d (%v)", got, now, err)
+	}
+	after, err := s.Commit(t.Context(), store.Same("a", at), store.Set("c", []byte("3"), at))
+	check(t, err)
+	if _, now, err := s.Get(t.Context(), "a"); err != nil || now != at || after <= at {
+		t.Errorf("a key that was only looked at is at %d, want %d (%v)", now, at, err)
+	}
+}
+
+func badCommits(t *testing.T, s store.Store) {
+	var many []store.Change
+	for i := range 65 {
+		many = append(many, store.Set(fmt.Sprintf("k%d", i), nil, 0))
+	}
+	for name, changes := range map[string][]store.Change{
+		"nothing":       nil,
+		"too many":      many,
+		"a key twice":   {store.Set("a", nil, 0), store.Same("a", 0)},
+		"a bad key":     {store.Set("a", nil, 0), store.Set("b//", nil, 0)},
+		"no verb":       {{Key: "a"}},
+		"remove from 0": {store.Remove("a", 0)},
+	} {
+		if _, err := s.Commit(t.Context(), changes...); err == nil || errors.Is(err, store.ErrConflict) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err := s.Commit(t.Context(), many[:64]...)
+	check(t, err)
+}
+
+func fenced(t *testing.T, s store.Store) {
+	owner := put(t, s, "own/1", "node", 0)
+	order := put(t, s, "order/1", "x", 0)
+	mine := store.While(store.While(t.Context(), "own/1", owner), "order/1", order)
+	at, err := s.Put(mine, "case/1", []byte("1"), 0)
+	check(t, err)
+	_, err = s.Put(mine, "case/1", []byte("2"), 0)
+	want(t, err, store.ErrConflict)
+	_, err = s.Put(mine, "own/1", []byte("again"), owner)
+	check(t, err)
+	_, err = s.Put(mine, "case/1", []byte("2"), at)
+	want(t, err, store.ErrLost)
+	want(t, s.Delete(mine, "case/1", at), store.ErrLost)
+	if got, _, err := s.Get(mine, "case/1"); err != nil || string(got) != "1" {
+		t.Errorf("reading %q (%v)", got, err)
+	}
+	_, err = s.Put(t.Context(), "case/1", []byte("2"), at)
+	check(t, err)
+}
+
+func claimed(t *testing.T, s store.Store) {
+	claim, err := s.Claim(t.Context(), "own/1", []byte("me"))
+	check(t, err)
+	if got, at, err := s.Get(t.Context(), "own/1"); err != nil || string(got) != "me" || at != claim.Revision || claim.Key != "own/1" {
+		t.Errorf("claimed %+v, there is %q at %d (%v)", claim, got, at, err)
+	}
+	_, err = s.Claim(t.Context(), "own/1", []byte("me"))
+	want(t, err, store.ErrConflict)
+	select {
+	case <-claim.Lost:
+		t.Error("it is lost at once")
+	default:
+	}
+	mine := store.While(t.Context(), claim.Key, claim.Revision)
+	put(t, s, "case/1", "x", 0)
+	check(t, s.Delete(mine, claim.Key, claim.Revision))
+	_, err = s.Put(mine, "case/2", nil, 0)
+	want(t, err, store.ErrLost)
+	again, err := s.Claim(t.Context(), "own/1", []byte("me"))
+	check(t, err)
+	_, err = s.Put(mine, "case/2", nil, 0) // another claim is not the first
+	want(t, err, store.ErrLost)
+	check(t, s.Close())
+	select {
+	case <-again.Lost:
+	case <-time.After(10 * time.Second):
+		t.Error("a closed store keeps what it has claimed")
+	}
+}
+
+func watched(t *testing.T, s store.Store) {
+	gone := put(t, s, "case/1", "1", 0)
+	put(t, s, "cases", "another", 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	news := make(chan []store.Entry)
+	ended := make(chan error)
+	go func() {
+		first := true
+		ended <- s.Watch(ctx, "case/", func(all bool, entries []store.Entry) {
+			if all != first {
+				t.Errorf("all is %v", all)
+			}
+			first = false
+			select {
+			case news <- entries:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	if got := <-news; len(got) != 1 || got[0].Key != "case/1" || got[0].Revision != gone {
+		t.Errorf("at first there is %v", got)
+	}
+	put(t, s, "cases/1", "another", 0)
+	at := put(t, s, "case/2", "2", 0)
+	check(t, s.Delete(t.Context(), "case/1", gone))
+	var got []store.Entry
+	for len(got) < 2 {
+		got = append(got, <-news...)
+	}
+	if got[0].Key != "case/2" || got[0].Revision != at || string(got[0].Value) != "2" || got[1].Key != "case/1" || got[1].Revision != 0 {
+		t.Errorf("then %v", got)
+	}
+	cancel()
+	want(t, <-ended, context.Canceled)
+	if err := s.Watch(t.Context(), "a//", nil); err == nil {
+		t.Error("watch of a bad prefix")
+	}
+	check(t, s.Close())
+	if err := s.Watch(t.Context(), "", func(bool, []store.Entry) {}); err == nil {
+		t.Error("a closed store is watched")
 	}
 }
 
