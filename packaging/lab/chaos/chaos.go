@@ -103,7 +103,10 @@ func Run(ctx context.Context, o Options) (v Verdict, err error) {
 	if err := c.settle(ctx); err != nil {
 		return v, err
 	}
-	evidence, err := c.evidence(ctx)
+	if n := len(c.world.AWS.State().Queue.DeadLetters); n > 0 {
+		c.say("%d events are in the dead-letter queue", n)
+	}
+	evidence, err := Look(ctx, c.world, c.finder.sent, c.observer.taken())
 	if err != nil {
 		return v, err
 	}
@@ -170,51 +173,68 @@ func (c *chaos) torment(ctx context.Context, hosts int) error {
 // not depend on how fast the others are.
 func (c *chaos) random(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(c.o.Seed, stream)) }
 
-// settle waits until the queue is empty and every case has ended, or for so
-// long that the judge may speak.
+// settle waits until the queue is empty, every case has ended and every
+// journal is in the bucket, or for so long that the judge may speak.
 func (c *chaos) settle(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, settleLimit)
 	defer cancel()
+	place := objects{c.world.S3.Client(), world.Bucket}
 	for told := time.Now(); ; {
-		cases, err := c.world.Node(0).Cases(limited)
-		queue := c.world.AWS.State().Queue
-		running := 0
-		for _, one := range cases {
-			if one.State == casefile.Running {
-				running++
-			}
-		}
-		if err == nil && running == 0 && queue.Visible+queue.InFlight == 0 {
+		what, err := c.unsettled(limited, place)
+		if err == nil && what == "" {
 			c.say("all is quiet")
 			return nil
 		}
 		if time.Since(told) > 10*time.Second {
 			told = time.Now()
-			c.say("%d of %d cases run; %d events wait, %d are in hand (%v)", running, len(cases), queue.Visible, queue.InFlight, err)
+			c.say("not quiet yet: %s (%v)", what, err)
 		}
-		if !sleep(limited, 200*time.Millisecond) {
+		if !sleep(limited, 300*time.Millisecond) {
 			c.say("it is not quiet after %v", settleLimit)
 			return ctx.Err()
 		}
 	}
 }
 
-// evidence gathers what the judge looks at.
-func (c *chaos) evidence(ctx context.Context) (Evidence, error) {
-	e := Evidence{Sent: c.finder.sent, Marks: c.observer.taken(), Acts: c.world.AWS.Acts(), Account: c.world.AWS.State(), Papers: map[string]Papers{}, End: time.Now()}
+// unsettled says what still goes on.
+func (c *chaos) unsettled(ctx context.Context, place objects) (string, error) {
+	if q := c.world.AWS.State().Queue; q.Visible+q.InFlight > 0 {
+		return fmt.Sprintf("%d events wait, %d are in hand", q.Visible, q.InFlight), nil
+	}
+	cases, err := c.world.Node(0).Cases(ctx)
+	if err != nil {
+		return "", err
+	}
+	running := slices.DeleteFunc(slices.Clone(cases), func(one casefile.Case) bool { return one.State == casefile.Ended })
+	if len(running) > 0 {
+		return fmt.Sprintf("%d of %d cases run", len(running), len(cases)), nil
+	}
+	for _, one := range cases {
+		keys, err := place.Keys(ctx, fmt.Sprintf("cases/%s/%s/journal/", one.ID, one.Instance.ID))
+		if err != nil {
+			return "", err
+		}
+		if len(keys) < one.Journal.Entries {
+			return fmt.Sprintf("case %s has %d journal entries in the bucket, of %d", one.ID, len(keys), one.Journal.Entries), nil
+		}
+	}
+	return "", nil
+}
+
+// Look gathers what the judge looks at: the findings that were sent and the
+// marks are the caller's.
+func Look(ctx context.Context, w *world.World, sent []Sent, marks []Mark) (Evidence, error) {
+	e := Evidence{Sent: sent, Marks: marks, Acts: w.AWS.Acts(), Account: w.AWS.State(), Papers: map[string]Papers{}, End: time.Now()}
 	var err error
-	if e.Cases, err = c.world.Node(0).Cases(ctx); err != nil {
+	if e.Cases, err = w.Node(0).Cases(ctx); err != nil {
 		return e, err
 	}
 	slices.SortFunc(e.Cases, func(a, b casefile.Case) int { return a.Opened.Compare(b.Opened) })
-	key, err := custody.LoadPublic(filepath.Join(c.world.Node(0).Data(), "verify.pub"))
+	key, err := custody.LoadPublic(filepath.Join(w.Node(0).Data(), "verify.pub"))
 	if err != nil {
 		return e, err
 	}
-	if n := len(e.Account.Queue.DeadLetters); n > 0 {
-		c.say("%d events are in the dead-letter queue", n)
-	}
-	place := objects{c.world.S3.Client(), world.Bucket}
+	place := objects{w.S3.Client(), world.Bucket}
 	for _, one := range e.Cases {
 		if e.Papers[one.ID], err = place.read(ctx, key, one.ID); err != nil {
 			return e, err
