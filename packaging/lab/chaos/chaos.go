@@ -178,9 +178,8 @@ func (c *chaos) random(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(c
 func (c *chaos) settle(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, settleLimit)
 	defer cancel()
-	place := objects{c.world.S3.Client(), world.Bucket}
 	for told := time.Now(); ; {
-		what, err := c.unsettled(limited, place)
+		what, err := Unsettled(limited, c.world)
 		if err == nil && what == "" {
 			c.say("all is quiet")
 			return nil
@@ -196,12 +195,13 @@ func (c *chaos) settle(ctx context.Context) error {
 	}
 }
 
-// unsettled says what still goes on.
-func (c *chaos) unsettled(ctx context.Context, place objects) (string, error) {
-	if q := c.world.AWS.State().Queue; q.Visible+q.InFlight > 0 {
+// Unsettled says what still goes on: an event in the queue, a running case, or
+// a journal that is not in the bucket yet; "" is nothing.
+func Unsettled(ctx context.Context, w *world.World) (string, error) {
+	if q := w.AWS.State().Queue; q.Visible+q.InFlight > 0 {
 		return fmt.Sprintf("%d events wait, %d are in hand", q.Visible, q.InFlight), nil
 	}
-	cases, err := c.world.Node(0).Cases(ctx)
+	cases, err := w.Node(0).Cases(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -209,6 +209,7 @@ func (c *chaos) unsettled(ctx context.Context, place objects) (string, error) {
 	if len(running) > 0 {
 		return fmt.Sprintf("%d of %d cases run", len(running), len(cases)), nil
 	}
+	place := objects{w.S3.Client(), world.Bucket}
 	for _, one := range cases {
 		keys, err := place.Keys(ctx, fmt.Sprintf("cases/%s/%s/journal/", one.ID, one.Instance.ID))
 		if err != nil {

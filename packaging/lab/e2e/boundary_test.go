@@ -120,6 +120,8 @@ func TestTheCollectorDiesAtEachEntryOfItsJournal(t *testing.T) {
 			if v := chaos.Judge(e); !v.OK() || v.Cases != 1 {
 				t.Errorf("after deaths at %q: %+v", deaths, v)
 			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			for _, err := range r.errors {
 				t.Error(err)
 			}
@@ -145,8 +147,7 @@ func (r *reaper) outlive(t *testing.T) (deaths []string) {
 				t.Fatal(err)
 			}
 		case <-look.C:
-			cases, err := r.w.Cases(t.Context())
-			if err == nil && len(cases) == 1 && ended(cases[0]) && len(r.killed) == 0 {
+			if what, err := chaos.Unsettled(t.Context(), r.w); err == nil && what == "" && len(r.killed) == 0 {
 				return deaths
 			}
 		case <-limit:
