@@ -34,6 +34,10 @@ const (
 	hostEvery   = 3 * time.Second // a new instance is found so often, about
 )
 
+// patient has cases wait for agents as long as it takes: collectors that die
+// each few seconds make their agents slow to come back.
+var patient = []string{"--agent-wait", "10m", "--stall", "5m"}
+
 // Options say how to torment.
 type Options struct {
 	Binaries world.Binaries
@@ -86,7 +90,7 @@ func Run(ctx context.Context, o Options) (v Verdict, err error) {
 	c := &chaos{o: o, life: ctx, began: time.Now()}
 	hosts := max(4, int(o.Duration/hostEvery))
 	c.world, err = world.Start(ctx, world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Hosts: hosts,
-		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20})
+		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20, Collector: patient})
 	if err != nil {
 		return v, err
 	}
