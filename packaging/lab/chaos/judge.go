@@ -226,8 +226,8 @@ func (j *judge) twiceInEC2() {
 		switch {
 		case !act.Changed:
 		case twice:
-			j.doubled("%s made %s of %s %s at %s, and %s made it %s at %s", first.Action, key.what, key.subject, first.Value, clock(first.Time),
-				act.Action, act.Value, clock(act.Time))
+			j.doubled("%s made %s of %s %s at %s, and %s made it %s at %s", first.Action, key.what, key.subject, first.Value, hour(first.Time),
+				act.Action, act.Value, hour(act.Time))
 		default:
 			changed[key] = act
 		}
@@ -266,4 +266,4 @@ func (j *judge) pause(instance string) time.Duration {
 	return longest
 }
 
-func clock(t time.Time) string { return t.Format("15:04:05.000") }
+func hour(t time.Time) string { return t.Format("15:04:05.000") }

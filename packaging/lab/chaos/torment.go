@@ -2,13 +2,16 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
+	"github.com/quicklime-ir/quicklime/packaging/lab/clock"
 	"github.com/quicklime-ir/quicklime/packaging/lab/emulator"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
@@ -17,6 +20,7 @@ import (
 const (
 	maxFreeze = 20 * time.Second
 	maxAway   = 5 * time.Second
+	maxJump   = 5 * time.Minute // of a wall clock, either way; at more AWS refuses what is signed
 	maxOutage = 8 * time.Second
 	maxPeace  = 8 * time.Second
 	patience  = 10 * time.Second // of a node that is asked to end
@@ -81,9 +85,12 @@ func (c *chaos) strike(ctx context.Context, n *world.Node, r *rand.Rand) error {
 			return err
 		}
 		return c.start(n)
+	case kind < 7 && runtime.GOARCH == "amd64":
+		ahead := between(r, -maxJump, maxJump).Round(time.Second)
+		return c.jump(ctx, n, ahead, between(r, time.Second, maxFreeze))
 	default:
 		frozen := between(r, 500*time.Millisecond, maxFreeze)
-		if kind < 8 {
+		if kind < 9 {
 			frozen /= 10
 		}
 		c.say("%s stands still for %v", n.Name, frozen.Round(time.Millisecond))
@@ -92,6 +99,24 @@ func (c *chaos) strike(ctx context.Context, n *world.Node, r *rand.Rand) error {
 		}
 		sleep(ctx, frozen)
 		return n.Continue()
+	}
+}
+
+// jump has a node see another time of day for a while, and then the right one
+// again.
+func (c *chaos) jump(ctx context.Context, n *world.Node, ahead, during time.Duration) error {
+	c.say("the wall clock of %s jumps by %v for %v", n.Name, ahead, during.Round(time.Millisecond))
+	hand, err := clock.Of(n.Pid())
+	if err == nil {
+		err = hand.Set(ahead)
+		sleep(ctx, during)
+		err = errors.Join(err, hand.Set(0), hand.Close())
+	}
+	select {
+	case <-n.Ended(): // by itself, which the caller sees to
+		return nil
+	default:
+		return err
 	}
 }
 

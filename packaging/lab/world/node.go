@@ -117,6 +117,9 @@ func freePort(p Place) (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
 
+// Pid is the process id of the node as it was started last.
+func (n *Node) Pid() int { return n.child.Pid() }
+
 // Ended is closed when the node's process has ended, however that came.
 func (n *Node) Ended() <-chan struct{} { return n.child.Done() }
 
