@@ -160,7 +160,7 @@ func (j *judge) missing(instance string) []string {
 	}
 	for _, s := range c.Steps {
 		if s.Outcome != casefile.Done && s.Outcome != "" {
-			out = append(out, fmt.Sprintf("step %s of case %s is %s: %s", s.Name, c.ID, s.Outcome, s.Detail))
+			out = append(out, fmt.Sprintf("step %s of case %s is %s: %s", s.Name, c.ID, s.Outcome, clip(s.Detail)))
 		}
 	}
 	papers := j.Papers[c.ID]
@@ -264,6 +264,15 @@ func (j *judge) pause(instance string) time.Duration {
 		longest = max(longest, moves[i].Sub(moves[i-1]))
 	}
 	return longest
+}
+
+// clip gives as much of a detail as a line has room for.
+func clip(detail string) string {
+	line, _, more := strings.Cut(detail, "\n")
+	if more || len(line) > 300 {
+		return line[:min(len(line), 300)] + " …"
+	}
+	return line
 }
 
 func hour(t time.Time) string { return t.Format("15:04:05.000") }
