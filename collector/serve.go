@@ -138,9 +138,9 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if err != nil {
 		return nil, fmt.Errorf("cannot load AWS configuration: %w", err)
 	}
-	caller, err := sts.NewFromConfig(sdk).GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	own, err := account(ctx, sts.NewFromConfig(sdk), log)
 	if err != nil {
-		return nil, fmt.Errorf("cannot learn whose AWS credentials these are: %w", err)
+		return nil, err
 	}
 	signer, err := c.signer()
 	if err != nil {
@@ -161,7 +161,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
 	s.fleet = fleet.New(book, c.TrustDomain, log)
 	story := &steps.Story{
-		Account: aws.ToString(caller.Account),
+		Account: own,
 		EC2: func(region string) *cloud.EC2 {
 			return cloud.New(ec2.NewFromConfig(sdk, cloud.Retry, func(o *ec2.Options) { o.Region = region }), log)
 		},
