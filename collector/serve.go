@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/cloud"
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/desk"
@@ -41,8 +42,10 @@ import (
 // and endpoints come from the AWS SDK's own variables and files.
 type serveCmd struct {
 	dataFlag
+	nodeFlags
 	Bucket    string        `help:"Evidence bucket." required:""`
 	Queue     string        `help:"URL of the SQS queue that EventBridge fills; none: findings come by 'trigger' alone."`
+	Letters   string        `name:"dead-letter-queue" help:"URL of the SQS queue for what cannot be read, which goes there with the reason; none: the one of the queue's redrive policy."`
 	Retention time.Duration `help:"Object Lock (compliance) on every object for this long; 0: the bucket's default."`
 	KMSKey    string        `help:"KMS key for the objects; none: the bucket's default."`
 	Grants    string        `name:"grant-endpoint" help:"S3 endpoint put into the part URLs, where agents reach S3 by another name than the collector does (a VPC interface endpoint)."`
@@ -53,6 +56,8 @@ type serveCmd struct {
 	Key         string `help:"Its private key (PEM)." type:"path" required:""`
 	AgentCA     string `help:"Certificate authority of the agents (PEM)." type:"path" required:""`
 	TrustDomain string `help:"SPIFFE trust domain of the agents." required:""`
+
+	Webhook webhookFlags `embed:"" prefix:"webhook-"`
 
 	SigningKey  string `help:"Ed25519 key that signs manifests; made in the data folder when there is none." type:"path"`
 	DiscordFile string `help:"File with the Discord webhook's URL, which is a secret; none: notifications are only logged." type:"path"`
@@ -95,9 +100,6 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	return err
 }
 
-// nodeName names the only node.
-const nodeName = "collector"
-
 // service is the parts of a running collector.
 type service struct {
 	store    *etcd.Store
@@ -105,8 +107,11 @@ type service struct {
 	fleet    *fleet.Fleet
 	docket   *docket.Docket
 	desk     *desk.Desk
+	backup   *backup.Backup
 	runner   *playbook.Runner
+	herald   *playbook.Herald
 	queue    *intake.Queue // nil without a queue
+	webhook  *webhook      // nil without one
 	socket   string
 	tls      identity.Files
 	log      *slog.Logger
@@ -126,7 +131,11 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
-	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(c.Data, "store"), Name: nodeName, Log: log}); err != nil {
+	node, err := c.nodeFlags.config(c.Data, c.AgentCA, log)
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = etcd.Open(ctx, node); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -159,7 +168,10 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
-	s.fleet = fleet.New(book, c.TrustDomain, log)
+	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: node.Name, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
+		Alert: func(ctx context.Context, hosts []*wire.AttachedAgent) error {
+			return notifier.Notify(ctx, steps.UnableHosts(hosts))
+		}})
 	story := &steps.Story{
 		Account: own,
 		EC2: func(region string) *cloud.EC2 {
@@ -171,13 +183,20 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
 		Definitions: definitions,
 	}
-	cases := docket.New(docket.Config{Store: s.store, Node: nodeName, Bucket: bucket, Threshold: c.Severity,
+	cases := docket.New(docket.Config{Store: s.store, Node: node.Name, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
-	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
+	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
+	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: s.store, Log: log}
+	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	if c.Queue != "" {
-		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)
+		if s.queue, err = intake.New(sqs.NewFromConfig(sdk), intake.Config{Queue: c.Queue, DeadLetters: c.Letters}, cases, log); err != nil {
+			return nil, err
+		}
+	}
+	if s.webhook, err = c.Webhook.open(cases, log); err != nil {
+		return nil, err
 	}
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
@@ -206,8 +225,11 @@ func (s *service) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	})
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
+	group.Go(func() error { return s.fleet.Run(ctx) })
 	group.Go(func() error { return s.docket.Run(ctx) })
+	group.Go(func() error { return s.backup.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
+	group.Go(func() error { return s.herald.Run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-s.store.Failed():
@@ -218,6 +240,9 @@ func (s *service) run(ctx context.Context) error {
 	})
 	if s.queue != nil {
 		group.Go(func() error { return s.queue.Run(ctx) })
+	}
+	if s.webhook != nil {
+		group.Go(func() error { return s.webhook.run(ctx) })
 	}
 	return group.Wait()
 }
