@@ -157,9 +157,9 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if err != nil {
 		return nil, fmt.Errorf("cannot load AWS configuration: %w", err)
 	}
-	caller, err := sts.NewFromConfig(sdk).GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	own, err := account(ctx, sts.NewFromConfig(sdk), log)
 	if err != nil {
-		return nil, fmt.Errorf("cannot learn whose AWS credentials these are: %w", err)
+		return nil, err
 	}
 	signer, err := c.signer()
 	if err != nil {
@@ -183,7 +183,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 			return notifier.Notify(ctx, steps.UnableHosts(hosts))
 		}})
 	story := &steps.Story{
-		Account: aws.ToString(caller.Account),
+		Account: own,
 		EC2: func(region string) *cloud.EC2 {
 			return cloud.New(ec2.NewFromConfig(sdk, cloud.Retry, func(o *ec2.Options) { o.Region = region }), log)
 		},
