@@ -35,8 +35,8 @@ type Node struct {
 
 	w     *World
 	place Place
-	port  int // of the agents' listener; 0 before it is chosen
-	peer  int // of the other nodes' listener, the same
+	port  int // of the agents' listener
+	peer  int // of the other nodes' listener
 	child *process.Child
 }
 
@@ -85,9 +85,6 @@ func (n *Node) writeCertificates() error {
 
 // Join has another node let this one in, and starts it for the first time.
 func (n *Node) Join(ctx context.Context, other *Node) error {
-	if err := n.choosePorts(); err != nil {
-		return err
-	}
 	var document []byte
 	if err := other.ask(ctx, func(ctx context.Context, c *desk.Client) (err error) {
 		document, err = c.JoinNode(ctx, n.Name, n.peerURL())
@@ -137,9 +134,6 @@ func (n *Node) Start(ctx context.Context) error {
 
 // Launch starts the node, and does not wait for it.
 func (n *Node) Launch() error {
-	if err := n.choosePorts(); err != nil {
-		return err
-	}
 	w := n.w
 	grants := w.S3.URL()
 	if w.cfg.Guest {
@@ -154,12 +148,9 @@ func (n *Node) Launch() error {
 	return err
 }
 
-// choosePorts takes ports that nobody listens on now. A namespace of its own
-// has nobody else.
+// choosePorts takes ports that nobody listens on now, so that agents can be
+// told of a node that is not there yet. A namespace of its own has nobody else.
 func (n *Node) choosePorts() (err error) {
-	if n.port != 0 {
-		return nil
-	}
 	if n.place.Netns != "" {
 		n.port, n.peer = 8443, 8444
 		return nil

@@ -158,7 +158,7 @@ func (w *World) writeCertificates() error {
 		}
 	}
 	for _, n := range w.nodes {
-		if err := n.writeCertificates(); err != nil {
+		if err := errors.Join(n.choosePorts(), n.writeCertificates()); err != nil {
 			return err
 		}
 	}
