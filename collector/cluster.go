@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/collector/desk"
 	"github.com/quicklime-ir/quicklime/collector/store/etcd"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
 // nodeFlags say which node this is, how others reach it, and what is left when
@@ -115,6 +117,27 @@ func authorities(path string) (out []*x509.Certificate, err error) {
 		}
 		out = append(out, cert)
 	}
+}
+
+// nodes is the cluster as operators see it.
+type nodes struct{ *etcd.Store }
+
+// Nodes gives the nodes of the cluster.
+func (n nodes) Nodes(ctx context.Context) (out []*wire.Node) {
+	for _, m := range n.Members(ctx) {
+		out = append(out, &wire.Node{Id: m.ID, Name: m.Name, Url: m.URL, Self: m.Self, Voter: m.Voter, Leader: m.Leader, Started: m.Started, Answers: m.Answers})
+	}
+	return out
+}
+
+// Join lets a node in, and gives what its serve --join takes.
+func (n nodes) Join(ctx context.Context, name, url string) ([]byte, error) {
+	j, err := n.Store.Join(ctx, name, url)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := json.MarshalIndent(j, "", "  ")
+	return append(raw, '\n'), err
 }
 
 type clusterCmd struct {

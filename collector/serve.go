@@ -179,7 +179,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
-	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: s.store, Log: log}
+	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: nodes{s.store}, Log: log}
 	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	if c.Queue != "" {
 		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)

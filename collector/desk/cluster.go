@@ -2,7 +2,6 @@ package desk
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -10,39 +9,30 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
 // Cluster is the collector's nodes.
 type Cluster interface {
-	Members(ctx context.Context) []etcd.Member
-	Join(ctx context.Context, name, url string) (etcd.Join, error)
+	Nodes(ctx context.Context) []*wire.Node
+	// Join lets a node in, and gives the document by which it joins.
+	Join(ctx context.Context, name, url string) ([]byte, error)
 	Remove(ctx context.Context, name string) error
 }
 
 // ListNodes implements wire.OperatorServiceServer.
 func (d *Desk) ListNodes(ctx context.Context, _ *wire.ListNodesRequest) (*wire.ListNodesReply, error) {
-	reply := &wire.ListNodesReply{}
-	for _, m := range d.Cluster.Members(ctx) {
-		reply.Nodes = append(reply.Nodes, &wire.Node{Id: m.ID, Name: m.Name, Url: m.URL, Self: m.Self,
-			Voter: m.Voter, Leader: m.Leader, Started: m.Started, Answers: m.Answers})
-	}
-	return reply, nil
+	return &wire.ListNodesReply{Nodes: d.Cluster.Nodes(ctx)}, nil
 }
 
 // JoinNode implements wire.OperatorServiceServer.
 func (d *Desk) JoinNode(ctx context.Context, q *wire.JoinNodeRequest) (*wire.JoinNodeReply, error) {
-	j, err := d.Cluster.Join(ctx, q.GetName(), q.GetUrl())
+	join, err := d.Cluster.Join(ctx, q.GetName(), q.GetUrl())
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	raw, err := json.MarshalIndent(j, "", "  ")
-	if err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
-	}
-	d.Log.Info("node let in by an operator", "node", j.Name, "url", j.URL)
-	return &wire.JoinNodeReply{Join: append(raw, '\n')}, nil
+	d.Log.Info("node let in by an operator", "node", q.GetName(), "url", q.GetUrl())
+	return &wire.JoinNodeReply{Join: join}, nil
 }
 
 // RemoveNode implements wire.OperatorServiceServer.
