@@ -92,11 +92,11 @@ func (f memoryFlags) options() memory.Options {
 type runCmd struct {
 	memoryFlags
 	artifactFlags
-	Collector string `help:"The collector's address, HOST:PORT." required:""`
-	Cert      string `help:"This agent's certificate (PEM)." type:"path" default:"/etc/quicklime/agent.crt"`
-	Key       string `help:"Its private key (PEM)." type:"path" default:"/etc/quicklime/agent.key"`
-	CA        string `help:"Certificate authority of the collector (PEM)." type:"path" default:"/etc/quicklime/ca.crt"`
-	S3CA      string `name:"s3-ca" env:"QUICKLIME_S3_CA" help:"Certificate authority of the S3 endpoint (PEM), where it is not one that the system trusts." type:"path"`
+	Collector []string `help:"The collector's address, HOST:PORT; of several nodes, those of all, with commas between them or with the flag repeated. One is chosen at random." required:""`
+	Cert      string   `help:"This agent's certificate (PEM)." type:"path" default:"/etc/quicklime/agent.crt"`
+	Key       string   `help:"Its private key (PEM)." type:"path" default:"/etc/quicklime/agent.key"`
+	CA        string   `help:"Certificate authority of the collector (PEM)." type:"path" default:"/etc/quicklime/ca.crt"`
+	S3CA      string   `name:"s3-ca" env:"QUICKLIME_S3_CA" help:"Certificate authority of the S3 endpoint (PEM), where it is not one that the system trusts." type:"path"`
 }
 
 // Run attaches until it is told to stop.
@@ -109,7 +109,7 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s, err := session.New(session.Config{Collector: c.Collector, TLS: tls, Hello: hello.greet, Log: log})
+	s, err := session.New(session.Config{Collectors: c.Collector, TLS: tls, Hello: hello.greet, Log: log})
 	if err != nil {
 		return err
 	}
@@ -168,14 +168,14 @@ func result(r acquire.Result) session.Result {
 
 type preflightCmd struct {
 	memoryFlags
-	Collector string `help:"Also try to reach the collector, HOST:PORT."`
-	S3        string `name:"s3" help:"Also try to reach S3, https://ENDPOINT."`
-	JSON      bool   `help:"Print JSON."`
+	Collector []string `help:"Also try to reach the collector, HOST:PORT; may be several, as of run."`
+	S3        string   `name:"s3" help:"Also try to reach S3, https://ENDPOINT."`
+	JSON      bool     `help:"Print JSON."`
 }
 
 // Run prints the report; a host that cannot be captured is an error.
 func (c *preflightCmd) Run(ctx context.Context, out io.Writer) error {
-	report := preflight.Check(ctx, preflight.Options{Memory: c.options(), Collector: c.Collector, S3: c.S3})
+	report := preflight.Check(ctx, preflight.Options{Memory: c.options(), Collectors: c.Collector, S3: c.S3})
 	var err error
 	if c.JSON {
 		e := json.NewEncoder(out)

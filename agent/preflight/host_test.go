@@ -42,7 +42,7 @@ func TestAPreflightThatIsCalledOff(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	began := time.Now()
-	r := Check(ctx, Options{Memory: image(), Collector: "192.0.2.1:443", S3: "https://192.0.2.1"})
+	r := Check(ctx, Options{Memory: image(), Collectors: []string{"192.0.2.1:443"}, S3: "https://192.0.2.1"})
 	if r.Verdict != Unable || len(r.Reach) != 2 || time.Since(began) > knockLimit/2 {
 		t.Errorf("verdict %s, %d tries, after %v", r.Verdict, len(r.Reach), time.Since(began))
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -39,9 +40,9 @@ const (
 
 // Options say what to look at.
 type Options struct {
-	Memory    memory.Options
-	Collector string // HOST:PORT; "" is not tried
-	S3        string // https://ENDPOINT; "" is not tried
+	Memory     memory.Options
+	Collectors []string // HOST:PORT of each of its nodes, of which one suffices
+	S3         string   // https://ENDPOINT; "" is not tried
 }
 
 // Report is what was found.
@@ -119,11 +120,9 @@ func Check(ctx context.Context, o Options) Report {
 			}
 		}
 	}
-	if o.Collector != "" {
-		r.reach(ctx, "collector "+o.Collector, func(ctx context.Context) error { return dial(ctx, o.Collector) })
-	}
+	r.knock(ctx, o.Collectors)
 	if o.S3 != "" {
-		r.reach(ctx, "S3 "+o.S3, func(ctx context.Context) error { return ask(ctx, o.S3) })
+		r.reach(ctx, Unable, "S3 "+o.S3, func(ctx context.Context) error { return ask(ctx, o.S3) })
 	}
 	return r
 }
@@ -136,7 +135,20 @@ func (r *Report) mind(v Verdict, format string, args ...any) {
 	}
 }
 
-func (r *Report) reach(ctx context.Context, who string, try func(context.Context) error) {
+// knock tries the collector's nodes. Without one of several it goes on, less
+// safely; without all it does not.
+func (r *Report) knock(ctx context.Context, collectors []string) {
+	before := len(r.Reach)
+	for _, address := range collectors {
+		r.reach(ctx, Degraded, "collector "+address, func(ctx context.Context) error { return dial(ctx, address) })
+	}
+	if len(collectors) > 0 && !slices.ContainsFunc(r.Reach[before:], func(one Reach) bool { return one.OK }) {
+		r.Verdict = Unable
+	}
+}
+
+// reach tries one; without it the verdict is v.
+func (r *Report) reach(ctx context.Context, v Verdict, who string, try func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(ctx, knockLimit)
 	defer cancel()
 	began := time.Now()
@@ -144,7 +156,7 @@ func (r *Report) reach(ctx context.Context, who string, try func(context.Context
 	one := Reach{Who: who, OK: err == nil, Took: time.Since(began)}
 	if err != nil {
 		one.Error = err.Error()
-		r.mind(Unable, "%s cannot be reached: %v", who, err)
+		r.mind(v, "%s cannot be reached: %v", who, err)
 	}
 	r.Reach = append(r.Reach, one)
 }

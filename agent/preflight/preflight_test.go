@@ -26,22 +26,32 @@ func TestWhoCanBeReached(t *testing.T) {
 	open := listener.Addr().String()
 	defer listener.Close()
 	tests := []struct {
-		name, collector, s3 string
-		unreached           string
+		name       string
+		collectors []string
+		s3         string
+		unreached  string
+		want       Verdict // where something is unreached
 	}{
-		{"nobody is asked", "", "", ""},
-		{"the collector answers", open, "", ""},
-		{"the collector refuses", "127.0.0.1:1", "", "collector 127.0.0.1:1 cannot be reached"},
-		{"S3 has a certificate that nobody trusts", "", s3.URL, "certificate"},
-		{"S3 without TLS", "", "http://127.0.0.1:1", "is no https:// address"},
-		{"S3 is no address", "", "%", "is no https:// address"},
+		{name: "nobody is asked"},
+		{name: "the collector answers", collectors: []string{open}},
+		{"the collector refuses", []string{"127.0.0.1:1"}, "", "collector 127.0.0.1:1 cannot be reached", Unable},
+		{"one node of two refuses", []string{"127.0.0.1:1", open}, "", "collector 127.0.0.1:1 cannot be reached", Degraded},
+		{"both nodes refuse", []string{"127.0.0.1:1", "127.0.0.1:2"}, "", "collector 127.0.0.1:2 cannot be reached", Unable},
+		{"S3 has a certificate that nobody trusts", nil, s3.URL, "certificate", Unable},
+		{"S3 without TLS", nil, "http://127.0.0.1:1", "is no https:// address", Unable},
+		{"S3 is no address", nil, "%", "is no https:// address", Unable},
 	}
+	// What the host itself lacks makes it degraded at least, or unable.
+	host := Check(t.Context(), Options{Memory: image()}).Verdict
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r := Check(t.Context(), Options{Memory: image(), Collector: tt.collector, S3: tt.s3})
+			r := Check(t.Context(), Options{Memory: image(), Collectors: tt.collectors, S3: tt.s3})
 			said := strings.Join(r.Reasons, "\n")
-			if tt.unreached == "" && strings.Contains(said, "reached") || tt.unreached != "" && (r.Verdict != Unable || !strings.Contains(said, tt.unreached)) {
+			if tt.unreached == "" && strings.Contains(said, "reached") || !strings.Contains(said, tt.unreached) {
 				t.Errorf("verdict %s, reasons %q", r.Verdict, r.Reasons)
+			}
+			if tt.unreached != "" && host != Unable && r.Verdict != tt.want {
+				t.Errorf("verdict %s, want %s; reasons %q", r.Verdict, tt.want, r.Reasons)
 			}
 		})
 	}

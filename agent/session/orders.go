@@ -149,6 +149,18 @@ func (s *Session) forget(id string) {
 	}
 }
 
+// idle reports whether no order runs, and each result is taken.
+func (s *Session) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.orders {
+		if !j.taken {
+			return false
+		}
+	}
+	return true
+}
+
 // running counts the orders that have not ended; the caller holds mu.
 func (s *Session) running() int {
 	n := 0

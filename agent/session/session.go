@@ -3,6 +3,10 @@
 // It takes orders, runs each exactly once however often the connection is
 // lost, and reports progress and results until they are taken, so that a
 // capture outlives the network and the collector's restart.
+//
+// A collector may be several nodes. The session hangs on one of them, which
+// it chooses at random; when that fails or falls silent it goes to another,
+// and tells that one what it was about to tell the first.
 package session
 
 import (
@@ -12,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"time"
 
@@ -37,10 +42,19 @@ const (
 	maxReply = 4 << 20
 
 	progressEvery  = time.Second
-	heartbeatEvery = 15 * time.Second
-	firstBackoff   = time.Second
-	lastBackoff    = 5 * time.Minute
-	steadyAfter    = time.Minute // a stream this old starts the backoff anew
+	repeatEvery    = 15 * time.Second // of results that are not taken
+	heartbeatEvery = time.Minute
+
+	// A node that has said nothing for so long is asked whether it is there,
+	// and left when it does not answer: it may be stopped, or cut off, with the
+	// connection open. A node must allow pings this often.
+	pingAfter, pingLimit = 20 * time.Second, 10 * time.Second
+	connectLimit         = 10 * time.Second
+
+	// An agent that has nothing to do attaches anew now and then: nodes that
+	// were away get their share of agents again, and a certificate that has
+	// ended does not live on in a connection.
+	renewAfter = 2 * time.Hour // and a tenth more at most
 )
 
 // Order is a capture that the collector asks for.
@@ -87,24 +101,38 @@ type Handler func(ctx context.Context, o Order, report func(Progress)) Result
 
 // Config is what a session needs.
 type Config struct {
-	Collector string // host:port
-	TLS       *tls.Config
-	Hello     func() *wire.Hello // what the host says of itself, made anew for each stream
-	Log       *slog.Logger
+	// Collectors are the addresses of the collector's nodes, HOST:PORT. A name
+	// may stand for several. A node's certificate is of the HOST by which it
+	// was found.
+	Collectors []string
+	TLS        *tls.Config
+	Hello      func() *wire.Hello // what the host says of itself, made anew for each stream
+	Log        *slog.Logger
+
+	// Dial connects to IP:PORT; nil: as the system does.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
 }
 
 // Session is the connection to one collector.
 type Session struct {
-	cfg  Config
-	conn *grpc.ClientConn
-	api  wire.AgentServiceClient
+	cfg    Config
+	lookup func(ctx context.Context, host string) ([]string, error)
 
 	mu     sync.Mutex
 	orders map[string]*job // by order id; owned by mu
 	order  []string        // ids, oldest first; owned by mu
 	wake   chan struct{}   // a result is ready
+	link   *link           // nil while the session hangs on no node; owned by mu
+	linked chan struct{}   // closed once link is set, then made anew; owned by mu
 
 	jobs sync.WaitGroup
+}
+
+// link is the connection to the node that the session hangs on.
+type link struct {
+	api   wire.AgentServiceClient
+	leave context.CancelCauseFunc // ends the stream, so that another node is tried
+	alone bool                    // no other node is known
 }
 
 // job is an order and how far it has come; its fields are owned by
@@ -119,61 +147,77 @@ type job struct {
 	taken    bool
 }
 
-// New prepares a session; it connects when Run or a call of the ledger needs
-// it to.
+// New prepares a session; it connects when it is run.
 func New(cfg Config) (*Session, error) {
-	conn, err := grpc.NewClient(cfg.Collector,
-		grpc.WithTransportCredentials(credentials.NewTLS(cfg.TLS)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 60 * time.Second, Timeout: 20 * time.Second}),
-		// The channel redials only when a call asks for it; how often calls ask
-		// is Run's and call's full jitter.
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: firstBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 15 * time.Second},
-			MinConnectTimeout: 10 * time.Second,
-		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply), grpc.MaxCallSendMsgSize(maxMessage)),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("cannot prepare connection to collector %s: %w", cfg.Collector, err)
+	if err := checkAddresses(cfg.Collectors); err != nil {
+		return nil, err
 	}
 	return &Session{
-		cfg: cfg, conn: conn, api: wire.NewAgentServiceClient(conn),
-		orders: map[string]*job{}, wake: make(chan struct{}, 1),
+		cfg: cfg, lookup: net.DefaultResolver.LookupHost,
+		orders: map[string]*job{}, wake: make(chan struct{}, 1), linked: make(chan struct{}),
 	}, nil
 }
 
-// Run keeps the session until ctx ends. It then cancels the running orders,
-// waits for them, and closes the connection.
+// Run keeps the session until ctx ends. It then cancels the running orders
+// and waits for them.
 func (s *Session) Run(ctx context.Context, handle Handler) error {
-	defer s.conn.Close()
 	defer s.jobs.Wait()
-	wait := firstBackoff
+	var search search
 	for {
-		began := time.Now()
-		err := s.attach(ctx, handle)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		nodes := resolve(ctx, s.lookup, s.cfg.Collectors)
+		alone := len(nodes) == 1
+		search.begin(nodes)
+		for over := false; !over; {
+			n := search.next()
+			began := time.Now()
+			err := s.attach(ctx, n, alone, handle)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			var pause time.Duration
+			pause, over = search.failed(n, err, time.Since(began))
+			level := slog.LevelWarn
+			if errors.Is(err, errRenew) {
+				level = slog.LevelInfo
+			}
+			s.cfg.Log.Log(ctx, level, "no connection to the collector", "collector", n.String(), "error", err, "retry_in", pause.Round(time.Millisecond))
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(pause):
+			}
 		}
-		if time.Since(began) > steadyAfter {
-			wait = firstBackoff
-		}
-		pause := rand.N(wait)
-		s.cfg.Log.Warn("no connection to the collector", "collector", s.cfg.Collector, "error", err, "retry_in", pause.Round(time.Millisecond))
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(pause):
-		}
-		wait = min(2*wait, lastBackoff)
 	}
+}
+
+// connect prepares the connection to a node. Each try has a new one: gRPC
+// would redial a failed one by itself, without the search's jitter.
+func (s *Session) connect(n node) (*grpc.ClientConn, error) {
+	options := []grpc.DialOption{
+		grpc.WithAuthority(n.name), // of which the certificate must be
+		grpc.WithTransportCredentials(credentials.NewTLS(s.cfg.TLS)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingLimit}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectLimit}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply), grpc.MaxCallSendMsgSize(maxMessage)),
+	}
+	if s.cfg.Dial != nil {
+		options = append(options, grpc.WithContextDialer(s.cfg.Dial))
+	}
+	return grpc.NewClient("passthrough:///"+n.addr, options...)
 }
 
 // attach holds one stream until it breaks. The receiving goroutine belongs
 // to it: it ends with the stream's context, and is waited for.
-func (s *Session) attach(parent context.Context, handle Handler) error {
-	ctx, cancel := context.WithCancel(parent)
-	defer cancel()
-	stream, err := s.api.Attach(ctx)
+func (s *Session) attach(parent context.Context, n node, alone bool, handle Handler) error {
+	conn, err := s.connect(n)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, leave := context.WithCancelCause(parent)
+	defer leave(nil)
+	api := wire.NewAgentServiceClient(conn)
+	stream, err := api.Attach(ctx)
 	if err != nil {
 		return err
 	}
@@ -182,29 +226,75 @@ func (s *Session) attach(parent context.Context, handle Handler) error {
 	}
 	received := make(chan error, 1)
 	go func() { received <- s.receive(parent, stream, handle) }()
-	defer func() { cancel(); <-received }()
+	defer func() { leave(nil); <-received }()
+	s.hang(&link{api, leave, alone})
+	defer s.hang(nil)
 	s.nudge() // results that no collector has taken yet go first
+	return s.talk(ctx, stream, received)
+}
 
-	heartbeat, progress := time.NewTicker(heartbeatEvery), time.NewTicker(progressEvery)
+// talk sends what there is to say until the stream breaks, or is left.
+func (s *Session) talk(ctx context.Context, stream wire.AgentService_AttachClient, received chan error) error {
+	heartbeat, progress, repeat := time.NewTicker(heartbeatEvery), time.NewTicker(progressEvery), time.NewTicker(repeatEvery)
 	defer heartbeat.Stop()
 	defer progress.Stop()
+	defer repeat.Stop()
+	renew := time.NewTimer(renewAfter + rand.N(renewAfter/10))
+	defer renew.Stop()
 	for {
 		var out []*wire.AgentMessage
 		select {
 		case err := <-received:
 			received <- err
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			return err
 		case <-s.wake:
+			out = s.results()
+		case <-repeat.C:
 			out = s.results()
 		case <-progress.C:
 			out = s.progress()
 		case <-heartbeat.C:
-			out = append(s.results(), &wire.AgentMessage{Body: &wire.AgentMessage_Heartbeat{Heartbeat: &wire.Heartbeat{WallClock: timestamppb.Now()}}})
+			out = []*wire.AgentMessage{{Body: &wire.AgentMessage_Heartbeat{Heartbeat: &wire.Heartbeat{WallClock: timestamppb.Now()}}}}
+		case <-renew.C:
+			if s.idle() {
+				return errRenew
+			}
+			renew.Reset(heartbeatEvery)
 		}
 		for _, m := range out {
 			if err := stream.Send(m); err != nil {
 				return receiveError(stream, err)
 			}
+		}
+	}
+}
+
+// hang makes l the link that calls of the ledger go by; nil is none.
+func (s *Session) hang(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link = l; l != nil {
+		close(s.linked)
+		s.linked = make(chan struct{})
+	}
+}
+
+// hanging waits until the session hangs on a node, and gives the link.
+func (s *Session) hanging(ctx context.Context) (*link, error) {
+	for {
+		s.mu.Lock()
+		l, linked := s.link, s.linked
+		s.mu.Unlock()
+		if l != nil {
+			return l, nil
+		}
+		select {
+		case <-linked:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
 	}
 }
@@ -242,4 +332,8 @@ func (s *Session) receive(ctx context.Context, stream wire.AgentService_AttachCl
 	}
 }
 
-var errFinished = errors.New("order finished")
+var (
+	errFinished = errors.New("order finished")
+	errRenew    = errors.New("the connection is old: attaching anew")
+	errUseless  = errors.New("the node serves no calls: going to another")
+)

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -31,9 +32,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var me = identity.AgentID{TrustDomain: "test", Account: "111122223333", Region: "eu-central-1", Instance: "i-0123456789abcdef0"}
 
-// bench is a collector that a test plays by hand.
+// bench is a collector, or a node of one, that a test plays by hand.
 type bench struct {
 	wire.UnimplementedAgentServiceServer
+	server  *grpc.Server
 	streams chan *stream
 	open    func() (*wire.OpenItemReply, error)
 	opened  *wire.OpenItemRequest  // the last; a test reads it after the call
@@ -74,25 +76,48 @@ func (b *bench) GrantPart(_ context.Context, q *wire.GrantPartRequest) (*wire.Gr
 func attach(t *testing.T, handle Handler) (*bench, *Session) {
 	t.Helper()
 	ca := identitytest.New(t)
-	serverTLS, err := identity.ServerTLS(ca.Server(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	clientTLS, err := identity.ClientTLS(ca.Agent(t, me))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &bench{streams: make(chan *stream, 8)}
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(serverTLS)))
-	wire.RegisterAgentServiceServer(server, b)
+	b := newBench(t, ca)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.serve(t, listener)
+	return b, run(t, ca, Config{Collectors: []string{listener.Addr().String()}}, handle)
+}
+
+// newBench makes a node that listens nowhere yet.
+func newBench(t *testing.T, ca *identitytest.Authority) *bench {
+	t.Helper()
+	config, err := identity.ServerTLS(ca.Server(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{streams: make(chan *stream, 8), server: grpc.NewServer(grpc.Creds(credentials.NewTLS(config)),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingAfter - 5*time.Second}))}
+	wire.RegisterAgentServiceServer(b.server, b)
+	return b
+}
+
+// serve serves until the test ends, or the server is stopped.
+func (b *bench) serve(t *testing.T, listener net.Listener) {
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	s, err := New(Config{Collector: listener.Addr().String(), TLS: clientTLS, Log: slog.New(slog.DiscardHandler),
-		Hello: func() *wire.Hello { return &wire.Hello{Hostname: "victim"} }})
+	go func() { served <- b.server.Serve(listener) }()
+	t.Cleanup(func() {
+		b.server.Stop()
+		<-served
+	})
+}
+
+// run runs a session until the test ends.
+func run(t *testing.T, ca *identitytest.Authority, cfg Config, handle Handler) *Session {
+	t.Helper()
+	config, err := identity.ClientTLS(ca.Agent(t, me))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.TLS, cfg.Log = config, slog.New(slog.DiscardHandler)
+	cfg.Hello = func() *wire.Hello { return &wire.Hello{Hostname: "victim"} }
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,14 +129,17 @@ func attach(t *testing.T, handle Handler) (*bench, *Session) {
 		if err := <-ran; !errors.Is(err, context.Canceled) {
 			t.Errorf("Run ended with %v", err)
 		}
-		server.Stop()
-		<-served
 	})
-	return b, s
+	return s
 }
 
 // next gives the next stream, past its hello.
 func (b *bench) next(t *testing.T) *stream {
+	t.Helper()
+	return b.nextWithin(t, time.Minute)
+}
+
+func (b *bench) nextWithin(t *testing.T, limit time.Duration) *stream {
 	t.Helper()
 	select {
 	case s := <-b.streams:
@@ -119,7 +147,7 @@ func (b *bench) next(t *testing.T) *stream {
 			t.Fatalf("a stream began with %v, want a hello", m)
 		}
 		return s
-	case <-time.After(20 * time.Second):
+	case <-time.After(limit):
 		t.Fatal("the agent did not attach")
 		return nil
 	}

@@ -14,30 +14,48 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/quicklime-ir/quicklime/collector/gate"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
-// NewServer returns the gRPC server of the agents' listener, with its
-// bounds: small messages, few streams a connection, and dead peers found
+// NewServer returns the gRPC server of the agents' listener, which is to
+// serve g.Listener(l). Its bounds: what g lets in, small messages, few streams
+// a connection, no more memory than an idle stream needs, and dead peers found
 // within 80 seconds. A handler that panics answers its own call with an
 // error, and no other.
-func NewServer(f *Fleet, config *tls.Config, log *slog.Logger) *grpc.Server {
+//
+// There is no MaxConnectionAge, as it would end streams of agents that
+// capture: an agent attaches anew by itself when it has nothing to do.
+func NewServer(f *Fleet, config *tls.Config, g *gate.Gate, log *slog.Logger) *grpc.Server {
 	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(config)),
+		grpc.Creds(g.Credentials(credentials.NewTLS(config))),
 		grpc.MaxRecvMsgSize(256<<10),
 		grpc.MaxConcurrentStreams(16),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.ConnectionTimeout(10*time.Second),
-		grpc.ReadBufferSize(4<<10),
+		grpc.ReadBufferSize(0), // TLS has one
 		grpc.WriteBufferSize(4<<10),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 20 * time.Second, PermitWithoutStream: true}),
+		// Messages are small: no window needs to grow, and none is measured.
+		grpc.StaticStreamWindowSize(64<<10),
+		grpc.StaticConnWindowSize(64<<10),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 2 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+		// An agent asks after 20 seconds of silence whether this node is there.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(func(ctx context.Context, q any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (r any, err error) {
 			defer recovered(log, info.FullMethod, &err)
 			return next(ctx, q)
 		}),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 			defer recovered(log, info.FullMethod, &err)
+			id, err := f.peer(stream.Context())
+			if err != nil {
+				return err
+			}
+			leave, err := g.Attach(id.String())
+			if err != nil {
+				return err
+			}
+			defer leave()
 			return next(srv, stream)
 		}),
 	)

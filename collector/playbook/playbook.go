@@ -98,6 +98,8 @@ type Runner struct {
 	Docket Docket
 	Steps  []Step
 	Log    *slog.Logger
+
+	Observer Observer // nil: nobody
 }
 
 // finished is a case that this node no longer runs, and why it could not go
@@ -211,8 +213,10 @@ func (r *Runner) story(ctx context.Context, id string) error {
 			return err
 		}
 		begun, _ := c.StepNamed(name)
+		ended := r.begin(name)
 		err := r.take(ctx, step, begun.Deadline, &Run{Log: log, id: c.ID, docket: r.Docket})
 		if ctx.Err() != nil {
+			ended("")
 			return context.Cause(ctx)
 		}
 		end := casefile.Event{Type: casefile.StepEnded, Step: name, Outcome: outcome(err)}
@@ -221,8 +225,10 @@ func (r *Runner) story(ctx context.Context, id string) error {
 		}
 		log.Info("step ended", "outcome", end.Outcome, "detail", end.Detail)
 		if c, err = r.Docket.Record(ctx, c.ID, end); err != nil {
+			ended("")
 			return err
 		}
+		ended(end.Outcome)
 	}
 }
 

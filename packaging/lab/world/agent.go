@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -24,7 +25,7 @@ import (
 // an argument of an agent in a process of its own.
 type AgentSpec struct {
 	Instance  string
-	Collector string         // HOST:PORT
+	Collector string         // HOST:PORT, those of several nodes with commas
 	Files     identity.Files // its certificate; the authority is S3's too
 	Image     string         // a LiME image for its memory
 	Root      string         // a folder for its file system
@@ -44,7 +45,7 @@ func (a AgentSpec) Run(ctx context.Context, logs io.Writer) error {
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM(pem)
 	log := slog.New(slog.NewTextHandler(logs, nil))
-	s, err := session.New(session.Config{Collector: a.Collector, TLS: tls, Log: log, Hello: func() *wire.Hello {
+	s, err := session.New(session.Config{Collectors: strings.Split(a.Collector, ","), TLS: tls, Log: log, Hello: func() *wire.Hello {
 		return &wire.Hello{AgentVersion: "lab", BinarySha256: make([]byte, 32), Hostname: a.Instance, KernelRelease: "6.1.0-lab", WallClock: timestamppb.Now()}
 	}})
 	if err != nil {

@@ -3117,12 +3117,18 @@ func (*RemoveNodeReply) Descriptor() ([]byte, []int) {
 	return file_quicklime_proto_rawDescGZIP(), []int{43}
 }
 
+// AttachedAgent is an agent that is attached, or was.
 type AttachedAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // SPIFFE id
 	Hello         *Hello                 `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`
 	Attached      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=attached,proto3" json:"attached,omitempty"`
 	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`        // of the collector, by its name
+	Life          string                 `protobuf:"bytes,6,opt,name=life,proto3" json:"life,omitempty"`        // the process of that node
+	Left          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=left,proto3" json:"left,omitempty"`        // not set while it is attached, or where its node died
+	Present       bool                   `protobuf:"varint,8,opt,name=present,proto3" json:"present,omitempty"` // it is attached now
+	Unable        bool                   `protobuf:"varint,9,opt,name=unable,proto3" json:"unable,omitempty"`   // its host's memory cannot be captured, and people are to be told
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3183,6 +3189,41 @@ func (x *AttachedAgent) GetLastSeen() *timestamppb.Timestamp {
 		return x.LastSeen
 	}
 	return nil
+}
+
+func (x *AttachedAgent) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AttachedAgent) GetLife() string {
+	if x != nil {
+		return x.Life
+	}
+	return ""
+}
+
+func (x *AttachedAgent) GetLeft() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *AttachedAgent) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *AttachedAgent) GetUnable() bool {
+	if x != nil {
+		return x.Unable
+	}
+	return false
 }
 
 var File_quicklime_proto protoreflect.FileDescriptor
@@ -3386,12 +3427,17 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x04join\x18\x01 \x01(\fR\x04join\"'\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x11\n" +
-	"\x0fRemoveNodeReply\"\xc0\x01\n" +
+	"\x0fRemoveNodeReply\"\xca\x02\n" +
 	"\rAttachedAgent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x05hello\x18\x02 \x01(\v2\x18.quicklime.wire.v1.HelloR\x05hello\x126\n" +
 	"\battached\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\battached\x127\n" +
-	"\tlast_seen\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen*^\n" +
+	"\tlast_seen\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x12\n" +
+	"\x04life\x18\x06 \x01(\tR\x04life\x12.\n" +
+	"\x04left\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04left\x12\x18\n" +
+	"\apresent\x18\b \x01(\bR\apresent\x12\x16\n" +
+	"\x06unable\x18\t \x01(\bR\x06unable*^\n" +
 	"\fMemorySource\x12\x1d\n" +
 	"\x19MEMORY_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MEMORY_SOURCE_KCORE\x10\x01\x12\x16\n" +
@@ -3555,37 +3601,38 @@ var file_quicklime_proto_depIdxs = []int32{
 	7,  // 44: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
 	51, // 45: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
 	51, // 46: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
-	5,  // 47: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
-	20, // 48: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
-	23, // 49: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
-	28, // 50: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
-	30, // 51: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
-	32, // 52: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
-	34, // 53: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
-	36, // 54: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
-	40, // 55: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
-	38, // 56: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
-	42, // 57: quicklime.wire.v1.OperatorService.ListNodes:input_type -> quicklime.wire.v1.ListNodesRequest
-	45, // 58: quicklime.wire.v1.OperatorService.JoinNode:input_type -> quicklime.wire.v1.JoinNodeRequest
-	47, // 59: quicklime.wire.v1.OperatorService.RemoveNode:input_type -> quicklime.wire.v1.RemoveNodeRequest
-	6,  // 60: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
-	21, // 61: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
-	27, // 62: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
-	29, // 63: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
-	31, // 64: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
-	33, // 65: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
-	35, // 66: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
-	37, // 67: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
-	41, // 68: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
-	39, // 69: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
-	43, // 70: quicklime.wire.v1.OperatorService.ListNodes:output_type -> quicklime.wire.v1.ListNodesReply
-	46, // 71: quicklime.wire.v1.OperatorService.JoinNode:output_type -> quicklime.wire.v1.JoinNodeReply
-	48, // 72: quicklime.wire.v1.OperatorService.RemoveNode:output_type -> quicklime.wire.v1.RemoveNodeReply
-	60, // [60:73] is the sub-list for method output_type
-	47, // [47:60] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	51, // 47: quicklime.wire.v1.AttachedAgent.left:type_name -> google.protobuf.Timestamp
+	5,  // 48: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
+	20, // 49: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
+	23, // 50: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
+	28, // 51: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
+	30, // 52: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
+	32, // 53: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
+	34, // 54: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
+	36, // 55: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
+	40, // 56: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
+	38, // 57: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
+	42, // 58: quicklime.wire.v1.OperatorService.ListNodes:input_type -> quicklime.wire.v1.ListNodesRequest
+	45, // 59: quicklime.wire.v1.OperatorService.JoinNode:input_type -> quicklime.wire.v1.JoinNodeRequest
+	47, // 60: quicklime.wire.v1.OperatorService.RemoveNode:input_type -> quicklime.wire.v1.RemoveNodeRequest
+	6,  // 61: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
+	21, // 62: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
+	27, // 63: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
+	29, // 64: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
+	31, // 65: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
+	33, // 66: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
+	35, // 67: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
+	37, // 68: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
+	41, // 69: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
+	39, // 70: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
+	43, // 71: quicklime.wire.v1.OperatorService.ListNodes:output_type -> quicklime.wire.v1.ListNodesReply
+	46, // 72: quicklime.wire.v1.OperatorService.JoinNode:output_type -> quicklime.wire.v1.JoinNodeReply
+	48, // 73: quicklime.wire.v1.OperatorService.RemoveNode:output_type -> quicklime.wire.v1.RemoveNodeReply
+	61, // [61:74] is the sub-list for method output_type
+	48, // [48:61] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_quicklime_proto_init() }
