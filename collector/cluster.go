@@ -13,6 +13,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/desk"
 	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
@@ -120,12 +123,22 @@ func authorities(path string) (out []*x509.Certificate, err error) {
 }
 
 // nodes is the cluster as operators see it.
-type nodes struct{ *etcd.Store }
+type nodes struct {
+	*etcd.Store
+	backup *backup.Backup
+}
 
-// Nodes gives the nodes of the cluster.
-func (n nodes) Nodes(ctx context.Context) (out []*wire.Node) {
+// Nodes gives the nodes of the cluster, and the last snapshot of their state.
+func (n nodes) Nodes(ctx context.Context) *wire.ListNodesReply {
+	out := &wire.ListNodesReply{}
 	for _, m := range n.Members(ctx) {
-		out = append(out, &wire.Node{Id: m.ID, Name: m.Name, Url: m.URL, Self: m.Self, Voter: m.Voter, Leader: m.Leader, Started: m.Started, Answers: m.Answers})
+		out.Nodes = append(out.Nodes, &wire.Node{Id: m.ID, Name: m.Name, Url: m.URL, Self: m.Self, Voter: m.Voter, Leader: m.Leader, Started: m.Started, Answers: m.Answers})
+	}
+	if taken := n.backup.Last(); taken.Key != "" {
+		out.Snapshot = &wire.Snapshot{Key: taken.Key, Taken: timestamppb.New(taken.Time), Bytes: taken.Size}
+	}
+	if err := n.backup.Health(); err != nil {
+		out.NoSnapshot = err.Error()
 	}
 	return out
 }
@@ -158,7 +171,7 @@ func (c *clusterListCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return desk.PrintNodes(out, nodes)
+	return desk.PrintNodes(out, nodes, time.Now())
 }
 
 type clusterJoinCmd struct {
