@@ -50,6 +50,7 @@ type Config struct {
 	Collector []string // more flags of serve
 	Log       io.Writer
 	Guest     bool // agents are in a guest, which reaches S3 by another name
+	Instances int  // more of them in the account, by the names that Numbered gives
 	// MissReads and ImagePending make EC2 slow to show what is new.
 	MissReads    int
 	ImagePending time.Duration
@@ -99,9 +100,13 @@ func Start(ctx context.Context, cfg Config) (_ *World, err error) {
 	if err := w.writeCertificates(); err != nil {
 		return nil, err
 	}
+	instances := []emulator.Instance{instance(Victim, "1"), instance(Neighbour, "2")}
+	for i := range cfg.Instances {
+		instances = append(instances, numbered(i))
+	}
 	w.AWS, err = emulator.Start(ctx, emulator.Config{Region: Region, AccountID: Account, AccessKeyID: accessKey, SecretAccessKey: secretKey,
 		Log: slog.New(slog.NewTextHandler(&w.logs, nil)), ImagePending: cfg.ImagePending, MissReads: cfg.MissReads, Rule: finding.RulePattern,
-		Instances: []emulator.Instance{instance(Victim, "1"), instance(Neighbour, "2")}})
+		Instances: instances})
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +131,19 @@ func instance(id, n string) emulator.Instance {
 			{ID: "eni-0123456789abcde" + n + "0", Subnet: "subnet-0123456789abcdef0", PrivateIP: "10.0.2.1" + n, Groups: []string{"sg-0123456789abcdef0"}},
 			{ID: "eni-0123456789abcde" + n + "1", Subnet: "subnet-0123456789abcdef0", PrivateIP: "10.0.3.1" + n, Groups: []string{"sg-0123456789abcdef0", "sg-0123456789abcdef1"}},
 		}}
+}
+
+// Numbered gives the id of one of many instances.
+func Numbered(n int) string { return fmt.Sprintf("i-%017x", 0xabc0000000+n) }
+
+// numbered is a small one.
+func numbered(n int) emulator.Instance {
+	ip := fmt.Sprintf("10.1.%d.%d", n/250, 1+n%250)
+	return emulator.Instance{ID: Numbered(n), VPC: "vpc-0123456789abcdef0", Subnet: "subnet-0123456789abcdef0", AZ: Region + "a",
+		ImageID: "ami-0123456789abcdef0", PrivateIP: ip, Role: "lab-web", UserData: "#cloud-config\n",
+		Volumes:    []string{fmt.Sprintf("vol-%017x", 0xabc0000000+n)},
+		Interfaces: []emulator.Interface{{ID: fmt.Sprintf("eni-%017x", 0xabc0000000+n), Subnet: "subnet-0123456789abcdef0", PrivateIP: ip, Groups: []string{"sg-0123456789abcdef0"}}},
+	}
 }
 
 func (w *World) path(name string) string { return filepath.Join(w.cfg.Dir, name) }
@@ -232,6 +250,9 @@ func (w *World) KillCollector() error { return w.collector.Kill() }
 
 // StopCollector asks the collector to end.
 func (w *World) StopCollector() error { return w.collector.Stop(10 * time.Second) }
+
+// CollectorPid is the collector's process id.
+func (w *World) CollectorPid() int { return w.collector.Pid() }
 
 // PauseCollector and ContinueCollector stop its clock, so to say.
 func (w *World) PauseCollector() error { return w.collector.Signal(syscall.SIGSTOP) }
