@@ -10,8 +10,10 @@ ARM64    = ./agent/memory/... ./agent/pack/... ./proto/...
 MEMORY  ?= auto
 KEEP    ?=
 PART    ?=
+DURATION ?= 1m
+SEED    ?= 0
 
-.PHONY: help build test lint generate demo bench clean
+.PHONY: help build test lint generate demo bench chaos clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +36,9 @@ test: ## run all tests
 
 bench: build ## measure a capture, a line for each figure: name value unit (PART=kcore|object|encode|live|walk)
 	@bin/quicklime-lab bench --bin bin $(if $(PART),--part '$(PART)')
+
+chaos: build ## torment collectors while they work: DURATION=10m SEED=N; the last line is the verdict
+	@bin/quicklime-lab chaos --bin bin --duration '$(DURATION)' --seed '$(SEED)'
 
 lint: $(TOOLS)/staticcheck ## check format, vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'these files are not as gofmt writes them'; exit 1; }

@@ -30,7 +30,10 @@ type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Run the service."`
 	Case     caseCmd     `cmd:"" help:"List, show and close cases, and control what they capture."`
 	Agent    agentCmd    `cmd:"" help:"List the attached agents."`
+	Cluster  clusterCmd  `cmd:"" help:"List the nodes of the collector, let one join, take one out."`
+	Restore  restoreCmd  `cmd:"" help:"Make a node out of a snapshot of the state, where no node is left."`
 	Trigger  triggerCmd  `cmd:"" help:"Hand in a finding as if it had come from the queue."`
+	Intake   intakeCmd   `cmd:"" help:"Hand findings in again that could not be read, or were kept in a file."`
 	Verify   verifyCmd   `cmd:"" help:"Prove that evidence is whole and unchanged."`
 	Export   exportCmd   `cmd:"" help:"Give a case's memory image in the form that a tool wants."`
 	Symbols  symbolsCmd  `cmd:"" help:"Make the symbol file by which Volatility 3 reads a case's memory image."`
@@ -42,7 +45,8 @@ type cli struct {
 func main() { os.Exit(run()) }
 
 // run gives the exit code: 0 for done, 1 for an error, 2 for a wrong call,
-// 3 for evidence that does not hold or is not whole.
+// 3 for evidence that does not hold or is not whole, and for events that were
+// not taken.
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -58,7 +62,7 @@ func run() int {
 	switch err := call.Run(); {
 	case err == nil:
 		return 0
-	case errors.Is(err, proof.ErrNotProven), errors.Is(err, export.ErrFault), errors.Is(err, errLacks), errors.Is(err, errTimelineLacks):
+	case errors.Is(err, proof.ErrNotProven), errors.Is(err, export.ErrFault), errors.Is(err, errLacks), errors.Is(err, errTimelineLacks), errors.Is(err, errLeft):
 		fmt.Fprintln(os.Stderr, "quicklime-collector:", err)
 		return 3
 	default:

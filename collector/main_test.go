@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,8 +13,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/isf/isftest"
+	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
@@ -25,6 +30,7 @@ func TestCommandLine(t *testing.T) {
 		// sealed-evidence makes sealed cases to work on; see writeEvidence.
 		"sealed-evidence": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(writeEvidence(ts.MkAbs("."))) },
 		"sealed-symbols":  sealedSymbols,
+		"take-snapshot":   takeSnapshot,
 	}})
 }
 
@@ -34,6 +40,27 @@ func seal(key *custody.Key, m evidence.Manifest) (envelope, payload []byte, err 
 	}
 	_, payload, err = custody.Open(envelope, key.Public())
 	return envelope, payload, err
+}
+
+// takeSnapshot makes a snapshot of a state with a running case and an ended
+// one: take-snapshot FILE.
+func takeSnapshot(ts *testscript.TestScript, _ bool, args []string) {
+	ctx := context.Background()
+	s, err := etcd.Open(ctx, etcd.Config{Dir: ts.MkAbs("lost"), Name: "lost", Log: slog.New(slog.DiscardHandler)})
+	ts.Check(err)
+	defer s.Close()
+	for id, state := range map[string]casefile.State{"20261126-run": casefile.Running, "20261126-end": casefile.Ended} {
+		raw, err := json.Marshal(casefile.Case{ID: id, State: state})
+		ts.Check(err)
+		_, err = s.Put(ctx, "case/"+id, raw, 0)
+		ts.Check(err)
+	}
+	r, err := s.Snapshot(ctx)
+	ts.Check(err)
+	defer r.Close()
+	all, err := io.ReadAll(r)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), all, 0o600))
 }
 
 // sealedSymbols lays a sealed case with nothing but a small bundle of symbols

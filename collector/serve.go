@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/cloud"
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/desk"
@@ -42,8 +43,10 @@ import (
 // and endpoints come from the AWS SDK's own variables and files.
 type serveCmd struct {
 	dataFlag
+	nodeFlags
 	Bucket    string        `help:"Evidence bucket." required:""`
 	Queue     string        `help:"URL of the SQS queue that EventBridge fills; none: findings come by 'trigger' alone."`
+	Letters   string        `name:"dead-letter-queue" help:"URL of the SQS queue for what cannot be read, which goes there with the reason; none: the one of the queue's redrive policy."`
 	Retention time.Duration `help:"Object Lock (compliance) on every object for this long; 0: the bucket's default."`
 	KMSKey    string        `help:"KMS key for the objects; none: the bucket's default."`
 	Grants    string        `name:"grant-endpoint" help:"S3 endpoint put into the part URLs, where agents reach S3 by another name than the collector does (a VPC interface endpoint)."`
@@ -59,6 +62,8 @@ type serveCmd struct {
 	MaxAgentsPerAddress int `help:"Of one IPv4 address or IPv6 /64; more where agents come through NAT or a load balancer, which hides theirs." default:"256"`
 	MaxConnects         int `help:"New connections of agents that are let in each second; 0: 250 for each processor. The others come back by themselves." default:"0"`
 
+	Webhook webhookFlags `embed:"" prefix:"webhook-"`
+
 	SigningKey  string `help:"Ed25519 key that signs manifests; made in the data folder when there is none." type:"path"`
 	DiscordFile string `help:"File with the Discord webhook's URL, which is a secret; none: notifications are only logged." type:"path"`
 
@@ -72,6 +77,9 @@ type serveCmd struct {
 	MemoryCPU       uint32    `name:"memory-cpu" help:"Percent of all of a host's processors that a memory image may take; 0: no limit. 'case limit' changes it while it is taken." default:"0"`
 	MemoryBandwidth bandwidth `name:"memory-bandwidth" help:"Bytes to S3 each second that a memory image may take, such as 100MiB; 0: no limit." default:"0"`
 
+	MaxCases          int `help:"Cases that this node runs at a time; the most severe come first." default:"64"`
+	MaxCasesPerRegion int `help:"Cases that all nodes run at a time in one account and region, whose API they share." default:"32"`
+
 	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening." default:"2m"`
 	Stall         time.Duration `help:"A capture without progress for this long is given up." default:"2m"`
 	VolatileLimit time.Duration `help:"Deadline of the volatile data." default:"10m"`
@@ -79,6 +87,9 @@ type serveCmd struct {
 	MemoryLimit   time.Duration `help:"Deadline of the memory image." default:"2h"`
 	LiveLimit     time.Duration `help:"Deadline of logs and files." default:"1h"`
 	ImageLimit    time.Duration `help:"How long the AMI may take to become available; containment does not wait for it." default:"2h"`
+
+	HealthListen string        `help:"HOST:PORT that answers /healthz, /readyz and /metrics to whoever asks, so of loopback or the monitoring network; none: nothing does. It tells no finding and no evidence."`
+	HealthEvery  time.Duration `help:"How often is looked whether what the collector needs is there." default:"10s"`
 
 	LogLevel slog.Level `help:"Lowest level that is logged: ${enum}." enum:"DEBUG,INFO,WARN,ERROR" default:"INFO"`
 }
@@ -100,9 +111,6 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	return err
 }
 
-// nodeName names the only node.
-const nodeName = "collector"
-
 // service is the parts of a running collector.
 type service struct {
 	store    *etcd.Store
@@ -111,8 +119,12 @@ type service struct {
 	fleet    *fleet.Fleet
 	docket   *docket.Docket
 	desk     *desk.Desk
+	backup   *backup.Backup
 	runner   *playbook.Runner
+	herald   *playbook.Herald
 	queue    *intake.Queue // nil without a queue
+	webhook  *webhook      // nil without one
+	watch    *watch
 	socket   string
 	tls      identity.Files
 	log      *slog.Logger
@@ -127,12 +139,20 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if err := desk.CheckLimits(limits); err != nil {
 		return nil, err
 	}
+	caps := playbook.Caps{Node: c.MaxCases, Region: c.MaxCasesPerRegion}
+	if caps.Node < 1 || caps.Region < 1 {
+		return nil, fmt.Errorf("cannot run %d cases on a node and %d in a region: want 1 of each at least", caps.Node, caps.Region)
+	}
 	definitions, err := c.definitions()
 	if err != nil {
 		return nil, err
 	}
 	s := &service{socket: desk.SocketPath(c.Data), tls: identity.Files{Cert: c.Cert, Key: c.Key, CA: c.AgentCA}, log: log}
-	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(c.Data, "store"), Name: nodeName, Log: log}); err != nil {
+	node, err := c.nodeFlags.config(c.Data, c.AgentCA, log)
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = etcd.Open(ctx, node); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -144,9 +164,9 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if err != nil {
 		return nil, fmt.Errorf("cannot load AWS configuration: %w", err)
 	}
-	caller, err := sts.NewFromConfig(sdk).GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	own, err := account(ctx, sts.NewFromConfig(sdk), log)
 	if err != nil {
-		return nil, fmt.Errorf("cannot learn whose AWS credentials these are: %w", err)
+		return nil, err
 	}
 	signer, err := c.signer()
 	if err != nil {
@@ -165,9 +185,12 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
-	s.fleet = fleet.New(book, c.TrustDomain, log)
+	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: node.Name, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
+		Alert: func(ctx context.Context, hosts []*wire.AttachedAgent) error {
+			return notifier.Notify(ctx, steps.UnableHosts(hosts))
+		}})
 	story := &steps.Story{
-		Account: aws.ToString(caller.Account),
+		Account: own,
 		EC2: func(region string) *cloud.EC2 {
 			return cloud.New(ec2.NewFromConfig(sdk, cloud.Retry, func(o *ec2.Options) { o.Region = region }), log)
 		},
@@ -177,13 +200,20 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		MemorySource: memorySources[c.MemorySource], Compression: wire.CompressionOf(evidence.Compression(c.Compression)), MemoryLimits: limits,
 		Definitions: definitions,
 	}
-	cases := docket.New(docket.Config{Store: s.store, Node: nodeName, Bucket: bucket, Threshold: c.Severity,
+	cases := docket.New(docket.Config{Store: s.store, Node: node.Name, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
-	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
-	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Log: log}
+	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Caps: caps, Log: log}
+	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
+	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: s.store, Log: log}
+	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	if c.Queue != "" {
-		s.queue = intake.New(sqs.NewFromConfig(sdk), c.Queue, cases, log)
+		if s.queue, err = intake.New(sqs.NewFromConfig(sdk), intake.Config{Queue: c.Queue, DeadLetters: c.Letters}, cases, log); err != nil {
+			return nil, err
+		}
+	}
+	if s.webhook, err = c.Webhook.open(cases, log); err != nil {
+		return nil, err
 	}
 	fitting, err := gate.Limits{Agents: c.MaxAgents, PerAddress: c.MaxAgentsPerAddress, Connects: c.MaxConnects}.Fit(log)
 	if err != nil {
@@ -193,6 +223,10 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
 	}
+	if s.watch, err = c.watch(s, bucket, book, steps.Names(story.Steps())); err != nil {
+		return nil, errors.Join(err, s.listener.Close())
+	}
+	s.runner.Observer = s.watch.metrics
 	return s, nil
 }
 
@@ -204,12 +238,13 @@ var memorySources = map[string]wire.MemorySource{
 
 // run runs all parts until ctx ends or one of them fails, and waits for all.
 func (s *service) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	defer s.watch.begin(ctx)()
 	tls, err := identity.ServerTLS(s.tls)
 	if err != nil {
 		return errors.Join(err, s.listener.Close())
 	}
 	server := fleet.NewServer(s.fleet, tls, s.gate, s.log)
-	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(s.gate.Listener(s.listener)) })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -217,8 +252,11 @@ func (s *service) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	})
 	group.Go(func() error { return s.desk.Serve(ctx, s.socket) })
+	group.Go(func() error { return s.fleet.Run(ctx) })
 	group.Go(func() error { return s.docket.Run(ctx) })
+	group.Go(func() error { return s.backup.Run(ctx) })
 	group.Go(func() error { return s.runner.Run(ctx) })
+	group.Go(func() error { return s.herald.Run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-s.store.Failed():
@@ -229,6 +267,9 @@ func (s *service) run(ctx context.Context) error {
 	})
 	if s.queue != nil {
 		group.Go(func() error { return s.queue.Run(ctx) })
+	}
+	if s.webhook != nil {
+		group.Go(func() error { return s.webhook.run(ctx) })
 	}
 	return group.Wait()
 }

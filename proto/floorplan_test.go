@@ -55,21 +55,25 @@ var plan = map[string][]string{
 
 	"agent/memory/memorytest": {"agent/memory", "proto/evidence", "proto/lime"}, // for tests
 
+	"collector/backup":   {"collector/locker", "collector/store"},
 	"collector/casefile": {"collector/finding", "proto/evidence"},
 	"collector/cloud":    {},
 	"collector/custody":  {"proto/evidence"},
-	"collector/desk":     {"collector/casefile", "collector/docket", "collector/finding", "proto/evidence", "proto/wire/v1"},
+	"collector/desk": {"collector/casefile", "collector/docket", "collector/finding", "collector/store/etcd", "proto/evidence",
+		"proto/wire/v1"},
 	"collector/docket": {"collector/casefile", "collector/custody", "collector/finding", "collector/locker", "collector/store",
 		"proto/evidence"},
 	"collector/export":      {"proto/evidence", "proto/lime"},
 	"collector/finding":     {},
-	"collector/fleet":       {"collector/gate", "collector/ledger", "collector/locker", "proto/evidence", "proto/identity", "proto/wire/v1"},
+	"collector/fleet":       {"collector/gate", "collector/ledger", "collector/locker", "collector/store", "proto/evidence", "proto/identity", "proto/wire/v1"},
+	"collector/health":      {},
 	"collector/gate":        {},
 	"collector/intake":      {"collector/finding"},
 	"collector/isf":         {},
 	"collector/isf/isftest": {}, // for tests
 	"collector/ledger":      {"collector/locker", "collector/store", "proto/evidence", "proto/lime", "proto/seekable"},
 	"collector/locker":      {"proto/evidence"},
+	"collector/metrics":     {"collector/casefile"},
 	"collector/notify":      {},
 	"collector/playbook":    {"collector/casefile", "collector/store"},
 	"collector/proof":       {"collector/custody", "proto/evidence", "proto/iomem", "proto/lime"},

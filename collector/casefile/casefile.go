@@ -7,6 +7,7 @@
 package casefile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -58,7 +59,9 @@ type Case struct {
 	Instance  evidence.Instance `json:"instance"` // empty when nothing is acted on
 	Findings  []Finding         `json:"findings"`
 	Uncounted int               `json:"findingsNotKept,omitempty"`
-	Seen      []string          `json:"eventsSeen"` // ids of the events that it took, replaced ones too
+	Untold    []News            `json:"untold,omitempty"` // oldest first
+	Seen      []string          `json:"eventsSeen"`       // ids of the events that it took, replaced ones too
+	Before    string            `json:"before,omitempty"` // the case of the same subject that was closed before it
 	Steps     []Step            `json:"steps"`
 	Controls  []Control         `json:"controls,omitempty"` // oldest first
 
@@ -91,6 +94,7 @@ type Finding struct {
 	Title    string    `json:"title"`
 	Severity float64   `json:"severity"`
 	Count    int       `json:"count"`
+	Updated  time.Time `json:"updated,omitzero"` // as GuardDuty says
 	Received time.Time `json:"received"`
 	Raw      []byte    `json:"raw,omitempty"` // the event as it came, to the byte
 }
@@ -178,6 +182,7 @@ type Event struct {
 	Items      []evidence.Item      `json:"items,omitempty"`
 	Missing    *evidence.Missing    `json:"missing,omitempty"`
 	Manifest   *Manifest            `json:"manifest,omitempty"`
+	Told       []string             `json:"told,omitempty"` // ids of the events that brought the news
 }
 
 // Opening is what a case begins with.
@@ -186,6 +191,7 @@ type Opening struct {
 	Reason   string            `json:"reason"`
 	Instance evidence.Instance `json:"instance"`
 	Steps    []string          `json:"steps"`
+	Before   string            `json:"before,omitempty"`
 }
 
 // The types of events. A fact is something learned or changed by a step; it
@@ -193,6 +199,7 @@ type Opening struct {
 const (
 	CaseOpened    = "case_opened"
 	FindingJoined = "finding_joined"
+	NewsTold      = "news_told" // people were told what joined findings brought
 	StepStarted   = "step_started"
 	StepEnded     = "step_ended"
 	Fact          = "fact"
@@ -203,7 +210,7 @@ const (
 // FindingOf makes the case's note of a finding.
 func FindingOf(f *finding.Finding, now time.Time) Finding {
 	return Finding{EventID: f.EventID, ID: f.ID, Type: f.Type, Title: f.Title, Severity: f.Severity,
-		Count: f.Count, Received: now.UTC(), Raw: f.Raw}
+		Count: f.Count, Updated: f.UpdatedAt.UTC(), Received: now.UTC(), Raw: f.Raw}
 }
 
 // Open is the case that an opening event begins.
@@ -212,7 +219,7 @@ func Open(id string, e Event) (Case, error) {
 		return Case{}, fmt.Errorf("cannot open case %s: its first event is %q", id, e.Type)
 	}
 	c := Case{ID: id, Opened: e.Time, State: Running, Act: e.Opened.Act, Reason: e.Opened.Reason,
-		Instance: e.Opened.Instance, Findings: []Finding{*e.Finding}, Seen: []string{e.Finding.EventID}}
+		Instance: e.Opened.Instance, Findings: []Finding{*e.Finding}, Seen: []string{e.Finding.EventID}, Before: e.Opened.Before}
 	for _, name := range e.Opened.Steps {
 		c.Steps = append(c.Steps, Step{Name: name})
 	}
@@ -228,6 +235,8 @@ func (c Case) Apply(e Event) (Case, error) {
 	switch e.Type {
 	case FindingJoined:
 		c.join(*e.Finding)
+	case NewsTold:
+		c.told(e.Told)
 	case StepStarted, StepEnded:
 		i := slices.IndexFunc(c.Steps, func(s Step) bool { return s.Name == e.Step })
 		if i < 0 {
@@ -242,34 +251,52 @@ func (c Case) Apply(e Event) (Case, error) {
 		if c.State == Running {
 			return c, fmt.Errorf("cannot close case %s: it is running; wait until its steps have ended", c.ID)
 		}
-		c.State, c.Reason = Closed, e.Detail
+		c.State, c.Reason, c.Untold = Closed, e.Detail, nil // who closes it has seen it
 	default:
 		return c, fmt.Errorf("cannot apply event %q to case %s: unknown", e.Type, c.ID)
 	}
 	return c, nil
 }
 
-// join takes a finding. Of the updates of one finding the latest stays, by
-// GuardDuty's own count, as events may come in any order; the worst severity
-// stays in any case.
+// newer reports whether a version of a finding is later than another. Events
+// come in any order, so GuardDuty's own count tells, then its time, and the
+// event's id where both are the same, so that every order ends alike.
+func (f Finding) newer(than Finding) bool {
+	return cmp.Or(cmp.Compare(f.Count, than.Count), f.Updated.Compare(than.Updated), strings.Compare(f.EventID, than.EventID)) > 0
+}
+
+// join takes a finding. Of the updates of one finding the latest stays; the
+// worst severity stays in any case. What it brings that is new is to be told,
+// unless the case keeps no more findings and cannot say what it has.
 func (c *Case) join(f Finding) {
+	news, isNews := c.newsOf(f)
+	kept := c.keep(f)
+	if isNews && kept {
+		c.Untold = append(slices.Clone(c.Untold), news)
+	}
+}
+
+// keep puts a finding among those of the case, and reports whether it has
+// room for it.
+func (c *Case) keep(f Finding) bool {
 	c.Seen = append(slices.Clone(c.Seen), f.EventID)
 	c.Seen = c.Seen[max(0, len(c.Seen)-maxSeen):]
 	for i, known := range c.Findings {
 		if known.ID == f.ID && known.Type == f.Type {
 			worst := max(f.Severity, known.Severity)
-			if f.Count >= known.Count {
+			if f.newer(known) {
 				c.Findings[i] = f
 			}
 			c.Findings[i].Severity = worst
-			return
+			return true
 		}
 	}
 	if len(c.Findings) >= maxFindings {
 		c.Uncounted++
-		return
+		return false
 	}
 	c.Findings = append(c.Findings, f)
+	return true
 }
 
 func (c *Case) move(s *Step, e Event) {

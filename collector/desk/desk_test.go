@@ -41,13 +41,13 @@ func (f idle) Running(string) []string {
 	return []string{"c/memory"}
 }
 
-func (f idle) Control(q *wire.ControlCaptureRequest) []string {
+func (f idle) Control(_ context.Context, q *wire.ControlCaptureRequest) ([]string, error) {
 	*f.asked = append(*f.asked, q)
-	return []string{"c/memory"}
+	return []string{"c/memory"}, nil
 }
 
-func (idle) Agents() []*wire.AttachedAgent {
-	return []*wire.AttachedAgent{{Id: "spiffe://q/ec2/1", Hello: &wire.Hello{Hostname: "evil\x1b[2Jhost", MemorySources: []*wire.SourceVerdict{{Source: "kcore", Usable: true}, {Source: "lime", Reason: "no_module"}}}}}
+func (idle) Agents(context.Context) ([]*wire.AttachedAgent, error) {
+	return []*wire.AttachedAgent{{Id: "spiffe://q/ec2/1", Hello: &wire.Hello{Hostname: "evil\x1b[2Jhost", MemorySources: []*wire.SourceVerdict{{Source: "kcore", Usable: true}, {Source: "lime", Reason: "no_module"}}}}}, nil
 }
 
 func (idle) Progress(string) []*wire.Progress {
@@ -59,9 +59,13 @@ func open(t *testing.T) *Client { return openWith(t, idle{}) }
 
 func openWith(t *testing.T, fleet Fleet) *Client {
 	t.Helper()
+	return serve(t, &Desk{Fleet: fleet, Log: slog.New(slog.DiscardHandler), Docket: docket.New(docket.Config{Store: store.Memory(), Bucket: nowhere{},
+		Threshold: 7, Steps: []string{"contain"}, RecordSteps: []string{"notify"}, Log: slog.New(slog.DiscardHandler), Now: time.Now})})
+}
+
+func serve(t *testing.T, d *Desk) *Client {
+	t.Helper()
 	data := t.TempDir()
-	d := &Desk{Fleet: fleet, Log: slog.New(slog.DiscardHandler), Docket: docket.New(docket.Config{Store: store.Memory(), Bucket: nowhere{},
-		Threshold: 7, Steps: []string{"contain"}, RecordSteps: []string{"notify"}, Log: slog.New(slog.DiscardHandler), Now: time.Now})}
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- d.Serve(ctx, SocketPath(data)) }()

@@ -44,21 +44,22 @@ const (
 
 // Fleet tells of agents and of what they do now, and has it done otherwise.
 type Fleet interface {
-	Agents() []*wire.AttachedAgent
+	Agents(ctx context.Context) ([]*wire.AttachedAgent, error)
 	Progress(caseID string) []*wire.Progress
 	// Running names the orders that run for a case.
 	Running(caseID string) []string
 	// Control applies to what runs for a case, and names those orders.
-	Control(q *wire.ControlCaptureRequest) []string
+	Control(ctx context.Context, q *wire.ControlCaptureRequest) ([]string, error)
 }
 
 // Desk serves operators. It implements wire.OperatorServiceServer.
 type Desk struct {
 	wire.UnimplementedOperatorServiceServer
 
-	Docket *docket.Docket
-	Fleet  Fleet
-	Log    *slog.Logger
+	Docket  *docket.Docket
+	Fleet   Fleet
+	Cluster Cluster
+	Log     *slog.Logger
 }
 
 // SocketPath is where the desk of a collector with this data folder listens.
@@ -170,7 +171,11 @@ func (d *Desk) ControlCapture(ctx context.Context, q *wire.ControlCaptureRequest
 		return nil, answer(err)
 	}
 	d.Log.Info("captures controlled by an operator", "case", c.ID, "asked", asked.String())
-	return &wire.ControlCaptureReply{OrderIds: d.Fleet.Control(q)}, nil
+	ids, err := d.Fleet.Control(ctx, q)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &wire.ControlCaptureReply{OrderIds: ids}, nil
 }
 
 // takeMore writes down what the live capture is to take besides. The case
@@ -217,8 +222,12 @@ func CheckLimits(l *wire.Limits) error {
 }
 
 // ListAgents implements wire.OperatorServiceServer.
-func (d *Desk) ListAgents(context.Context, *wire.ListAgentsRequest) (*wire.ListAgentsReply, error) {
-	return &wire.ListAgentsReply{Agents: d.Fleet.Agents()}, nil
+func (d *Desk) ListAgents(ctx context.Context, _ *wire.ListAgentsRequest) (*wire.ListAgentsReply, error) {
+	agents, err := d.Fleet.Agents(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &wire.ListAgentsReply{Agents: agents}, nil
 }
 
 func answer(err error) error {

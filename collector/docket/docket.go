@@ -114,9 +114,13 @@ func (d *Docket) openOrJoin(ctx context.Context, subject string, f *finding.Find
 				return "", err
 			}
 		}
+		took, err := d.tookBy(ctx, c, f.EventID)
+		if err != nil {
+			return "", err
+		}
 		switch {
-		case id != "" && c.Known(f.EventID):
-			return id, nil
+		case took != "":
+			return took, nil
 		case id != "" && c.State != casefile.Closed:
 			_, err := d.Record(ctx, id, casefile.Event{Type: casefile.FindingJoined, Finding: &note})
 			if errors.Is(err, errIsClosed) {
@@ -124,12 +128,16 @@ func (d *Docket) openOrJoin(ctx context.Context, subject string, f *finding.Find
 			}
 			return id, err
 		}
+		opening.Before = id
 		err = d.create(ctx, store.Set(subject, []byte(fresh), revision), fresh,
 			casefile.Event{Type: casefile.CaseOpened, Time: d.cfg.Now().UTC(), Opened: &opening, Finding: &note})
-		if errors.Is(err, store.ErrConflict) {
-			continue // another finding has just opened it
+		if !errors.Is(err, store.ErrConflict) {
+			return fresh, err
 		}
-		return fresh, err
+		if _, _, err := d.load(ctx, fresh); !errors.Is(err, ErrNoCase) {
+			return fresh, err // this very event has opened it, long ago or just now
+		}
+		// Another finding has just opened a case of the subject.
 	}
 }
 
@@ -140,6 +148,27 @@ func (d *Docket) caseOf(ctx context.Context, subject string) (id string, revisio
 		return "", 0, nil
 	}
 	return string(value), revision, err
+}
+
+// maxBefore bounds how many closed cases of a subject are asked whether they
+// know an event.
+const maxBefore = 10
+
+// tookBy gives the case that took an event: this one, or one of the same
+// subject that was closed before it; "" where none did.
+func (d *Docket) tookBy(ctx context.Context, c casefile.Case, eventID string) (string, error) {
+	for n := 0; ; n++ {
+		if c.Known(eventID) {
+			return c.ID, nil
+		}
+		if c.Before == "" || n == maxBefore {
+			return "", nil
+		}
+		var err error
+		if c, _, err = d.load(ctx, c.Before); err != nil {
+			return "", err
+		}
+	}
 }
 
 // create opens a case, and makes it the one of its subject.
@@ -179,6 +208,9 @@ func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casef
 	if err != nil {
 		return casefile.Case{}, err
 	}
+	if e.Type == casefile.FindingJoined && before.Known(e.Finding.EventID) {
+		return before, nil // another delivery of the same event came first
+	}
 	if before.State == casefile.Closed {
 		return casefile.Case{}, fmt.Errorf("cannot apply event %q to case %s: %w", e.Type, id, errIsClosed)
 	}
@@ -191,7 +223,11 @@ func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casef
 	if err != nil {
 		return casefile.Case{}, err
 	}
-	return d.write(ctx, after, e, revision, moved...)
+	untold, err := d.announce(ctx, before, after)
+	if err != nil {
+		return casefile.Case{}, err
+	}
+	return d.write(ctx, after, e, revision, append(moved, untold...)...)
 }
 
 // write makes a case durable, together with its event's journal entry, and

@@ -2,8 +2,10 @@ package fleet
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -11,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
@@ -33,6 +36,10 @@ type attached struct {
 	seen   time.Time
 	out    chan *wire.CollectorMessage
 	cancel context.CancelCauseFunc
+
+	told     int64                     // revision of what the store knows of it; 0: nothing yet
+	alert    bool                      // its host cannot be captured, and nobody was told
+	progress map[string]*wire.Progress // of its orders, that the store does not know yet
 }
 
 var (
@@ -68,9 +75,14 @@ func (f *Fleet) Attach(stream wire.AgentService_AttachServer) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	a := &attached{id: id, hello: hello, ahead: hello.GetWallClock().AsTime().Sub(now), since: now, seen: now,
-		out: make(chan *wire.CollectorMessage, outbox), cancel: cancel}
+		out: make(chan *wire.CollectorMessage, outbox), cancel: cancel,
+		progress: map[string]*wire.Progress{}}
 	f.enter(a)
 	defer f.leave(a)
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer cancel(nil)
+	telling.Go(func() { f.announce(ctx, a) })
 
 	received := make(chan error, 1)
 	go func() { received <- f.receive(stream, a) }() // ends with the stream, when Attach returns
@@ -88,8 +100,8 @@ func (f *Fleet) Attach(stream wire.AgentService_AttachServer) error {
 	}
 }
 
-// enter makes an agent the one of its instance, and sends it the orders that
-// run there.
+// enter makes an agent the one of its instance on this node, and sends it the
+// orders that run there.
 func (f *Fleet) enter(a *attached) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -108,11 +120,18 @@ func (f *Fleet) enter(a *attached) {
 
 func (f *Fleet) leave(a *attached) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.agents[keyOf(a.id)] == a {
+	left := f.agents[keyOf(a.id)] == a
+	if left {
 		delete(f.agents, keyOf(a.id))
-		f.log.Warn("agent left", "agent", a.id.String())
 	}
+	f.mu.Unlock()
+	if !left {
+		return
+	}
+	f.log.Warn("agent left", "agent", a.id.String())
+	ctx, cancel := context.WithTimeout(context.Background(), endLimit)
+	defer cancel()
+	f.farewell(ctx, a)
 }
 
 // receive takes an agent's messages until the stream ends.
@@ -122,69 +141,127 @@ func (f *Fleet) receive(stream wire.AgentService_AttachServer, a *attached) erro
 		if err != nil {
 			return err
 		}
-		if err := f.hear(a, m); err != nil {
+		if err := f.hear(stream.Context(), a, m); err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
 	}
 }
 
 // hear takes one message.
-func (f *Fleet) hear(a *attached, m *wire.AgentMessage) error {
+func (f *Fleet) hear(ctx context.Context, a *attached, m *wire.AgentMessage) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	a.seen = time.Now()
+	f.mu.Unlock()
 	switch body := m.GetBody().(type) {
 	case *wire.AgentMessage_Heartbeat:
 	case *wire.AgentMessage_Progress:
 		f.progress(a, body.Progress)
 	case *wire.AgentMessage_Result:
-		return f.result(a, body.Result)
+		return f.result(ctx, a, body.Result)
 	default:
 		return errors.New("message without a body, or a second hello")
 	}
 	return nil
 }
 
-// progress follows an order; the caller holds mu.
+// progress follows an order.
 func (f *Fleet) progress(a *attached, p *wire.Progress) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	c := f.captures[p.GetOrderId()]
 	if c == nil || c.agent != keyOf(a.id) {
 		return
 	}
-	old := c.progress
-	if old == nil || p.GetBytesRead() > old.GetBytesRead() || p.GetBytesStored() > old.GetBytesStored() || p.GetPartsStored() > old.GetPartsStored() {
-		c.moved = time.Now()
-	}
-	c.progress = bounded(p)
+	now := bounded(p)
+	c.advance(now)
+	a.progress[c.id] = now
 }
 
-// result ends an order; the caller holds mu. A result for an order that does
+// progressed gives what the store does not know yet of orders' progress.
+func (f *Fleet) progressed() map[string]*wire.Progress {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[string]*wire.Progress{}
+	for _, a := range f.agents {
+		for id, p := range a.progress {
+			out[id] = p
+			delete(a.progress, id)
+		}
+	}
+	return out
+}
+
+// tellProgress writes down how far a capture has come. Where that fails, the
+// next is soon there.
+func (f *Fleet) tellProgress(ctx context.Context, id string, p *wire.Progress) {
+	f.mu.Lock()
+	c := f.captures[id]
+	revision := int64(0)
+	if c != nil {
+		revision = c.progressAt
+	}
+	f.mu.Unlock()
+	if c == nil {
+		return
+	}
+	value, err := proto.Marshal(p)
+	if err == nil {
+		_, err = f.cfg.Store.Put(c.while(ctx), partKey(id, progressPart), value, revision)
+	}
+	if err != nil && !errors.Is(err, store.ErrLost) && !errors.Is(err, store.ErrConflict) && ctx.Err() == nil {
+		f.log.Warn("cannot tell the other nodes how far a capture is", "case", c.caseID, "instance", c.instance.ID, "order", id, "error", err)
+	}
+}
+
+// result ends an order. It is durable before the agent is told that it was
+// taken; until then the agent says it again. A result for an order that does
 // not run is taken too, so that the agent forgets it.
-func (f *Fleet) result(a *attached, r *wire.OrderResult) error {
+func (f *Fleet) result(ctx context.Context, a *attached, r *wire.OrderResult) error {
 	if len(r.GetRefusedSources()) > maxSources {
 		return errors.New("result with too many refused sources")
 	}
-	if c := f.captures[r.GetOrderId()]; c != nil && c.agent == keyOf(a.id) {
-		for _, v := range r.GetRefusedSources() {
-			bound(v)
-		}
-		select {
-		case c.result <- Result{Outcome: r.GetOutcome(), Error: text(r.GetError()), Source: word(r.GetSource()), Refused: r.GetRefusedSources()}:
-		default:
+	c, err := f.lookup(ctx, r.GetOrderId())
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		f.log.Error("cannot take a result, it will come again", "agent", a.id.String(), "error", err)
+		return nil
+	case c.agent == keyOf(a.id):
+		if err := f.keepResult(ctx, a, c, r); err != nil {
+			f.log.Error("cannot write down a result, it will come again", "case", c.caseID, "instance", c.instance.ID, "order", c.id, "error", err)
+			return nil
 		}
 	}
 	a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Taken{Taken: &wire.ResultTaken{OrderId: r.GetOrderId()}}})
 	return nil
 }
 
-// describe gives the agent in the words of evidence; the caller holds mu.
-func (a *attached) describe() evidence.Agent {
-	d := evidence.Agent{
-		Software: evidence.Software{Name: "quicklime-agent", Version: a.hello.GetAgentVersion()},
-		Hostname: a.hello.GetHostname(), KernelRelease: a.hello.GetKernelRelease(),
-		KernelVersion: a.hello.GetKernelVersion(), BootID: a.hello.GetBootId(), ClockAhead: a.ahead,
+// keepResult writes a result down. The first one counts, and one whose order
+// has ended meanwhile counts for nothing.
+func (f *Fleet) keepResult(ctx context.Context, a *attached, c *capture, r *wire.OrderResult) error {
+	for _, v := range r.GetRefusedSources() {
+		bound(v)
 	}
-	copy(d.SHA256[:], a.hello.GetBinarySha256())
+	value, err := json.Marshal(Result{Outcome: r.GetOutcome(), Error: text(r.GetError()), Source: word(r.GetSource()),
+		Refused: r.GetRefusedSources(), Agent: describe(a.hello, a.ahead)})
+	if err != nil {
+		return err
+	}
+	_, err = f.cfg.Store.Put(c.while(ctx), partKey(c.id, resultPart), value, 0)
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrLost) {
+		return nil
+	}
+	return err
+}
+
+// describe gives an agent in the words of evidence.
+func describe(h *wire.Hello, ahead time.Duration) evidence.Agent {
+	d := evidence.Agent{
+		Software: evidence.Software{Name: "quicklime-agent", Version: h.GetAgentVersion()},
+		Hostname: h.GetHostname(), KernelRelease: h.GetKernelRelease(),
+		KernelVersion: h.GetKernelVersion(), BootID: h.GetBootId(), ClockAhead: ahead,
+	}
+	copy(d.SHA256[:], h.GetBinarySha256())
 	return d
 }
 

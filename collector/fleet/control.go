@@ -1,6 +1,10 @@
 package fleet
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -8,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/quicklime-ir/quicklime/collector/store"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
@@ -25,13 +30,58 @@ const (
 	mostRest = 30 * time.Second
 )
 
+// control is the state in which a capture should be.
+type control struct {
+	Paused bool    `json:"paused,omitempty"`
+	Limits *limits `json:"limits,omitempty"` // nil: as ordered
+	Cancel string  `json:"cancel,omitempty"` // why an operator wants it to end
+	Over   string  `json:"over,omitempty"`   // why it was given up
+}
+
+type limits struct {
+	CPUPercent     uint32 `json:"cpuPercent"`
+	BytesPerSecond uint64 `json:"bytesPerSecond"`
+}
+
+func (c control) encode() []byte {
+	value, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // it has no field that could fail
+	}
+	return value
+}
+
+// controlOf is the state that operators have asked for before, and whether
+// they have.
+func controlOf(c Capture) (state control, asked bool) {
+	return state, state.ask(c.Asked)
+}
+
+// ask changes the state as an operator asks, and says whether that was
+// anything.
+func (c *control) ask(q *wire.ControlCaptureRequest) bool {
+	if q == nil || q.Paused == nil && q.Limits == nil && q.GetCancel() == "" {
+		return false
+	}
+	if q.Paused != nil {
+		c.Paused = q.GetPaused()
+	}
+	if l := q.GetLimits(); l != nil {
+		c.Limits = &limits{l.GetCpuPercent(), l.GetBytesPerSecond()}
+	}
+	if c.Cancel == "" { // the first reason counts
+		c.Cancel = q.GetCancel()
+	}
+	return true
+}
+
 // Running names the orders that run for a case.
 func (f *Fleet) Running(caseID string) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []string
 	for id, c := range f.captures {
-		if c.Case == caseID {
+		if c.caseID == caseID {
 			out = append(out, id)
 		}
 	}
@@ -41,81 +91,101 @@ func (f *Fleet) Running(caseID string) []string {
 
 // Control does to the captures that run for a case what an operator asks,
 // and names their orders. An agent that is away is told when it comes back.
-func (f *Fleet) Control(q *wire.ControlCaptureRequest) []string {
-	ids := f.Running(q.GetCaseId())
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (f *Fleet) Control(ctx context.Context, q *wire.ControlCaptureRequest) ([]string, error) {
 	var out []string
-	for _, id := range ids {
-		c := f.captures[id]
-		if c == nil {
+	for _, id := range f.Running(q.GetCaseId()) {
+		err := f.change(ctx, id, func(c *control) { c.ask(q) })
+		if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrLost) {
 			continue // it has just ended
 		}
-		out = append(out, id)
-		c.ask(q)
-		if a := f.agents[c.agent]; a != nil && c.control != nil {
-			a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Control{Control: c.control}})
+		if err != nil {
+			return out, fmt.Errorf("cannot control capture %s: %w", id, err)
 		}
-		f.log.Info("capture controlled", "order", id, "instance", c.Instance.ID, "paused", c.paused(),
-			"cpu_percent", c.limits().GetCpuPercent(), "bytes_per_second", c.limits().GetBytesPerSecond(), "cancel", q.GetCancel())
+		out = append(out, id)
+		f.log.Info("capture controlled", "case", q.GetCaseId(), "order", id, "paused", q.Paused, "cpu_percent", q.GetLimits().GetCpuPercent(),
+			"bytes_per_second", q.GetLimits().GetBytesPerSecond(), "cancel", q.GetCancel())
 	}
-	return out
+	return out, nil
 }
 
-// ask changes the state in which the capture should be; the caller holds mu,
-// or is the only one to know the capture. The control that was sent before
-// may still be read by its sender, so a new one is made.
-func (c *capture) ask(q *wire.ControlCaptureRequest) {
-	if q.GetCancel() != "" {
-		select {
-		case c.cancel <- q.GetCancel():
-		default: // it is cancelled already
+// change changes the state in which a capture should be, or gives
+// store.ErrNotFound where there is no such capture.
+func (f *Fleet) change(ctx context.Context, id string, do func(c *control)) error {
+	key := partKey(id, controlPart)
+	for try := 1; ; try++ {
+		_, order, err := f.cfg.Store.Get(ctx, orderKey(id))
+		if err != nil {
+			return err
+		}
+		var state control
+		value, revision, err := f.cfg.Store.Get(ctx, key)
+		if err == nil {
+			err = json.Unmarshal(value, &state)
+		}
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		do(&state)
+		_, err = f.cfg.Store.Put(store.While(ctx, orderKey(id), order), key, state.encode(), revision)
+		if !errors.Is(err, store.ErrConflict) || try == tries {
+			return err
 		}
 	}
-	if q == nil || q.Paused == nil && q.Limits == nil {
-		return
+}
+
+// controlled takes the state in which a capture should be, and tells its agent
+// if that hangs on this node; the caller holds mu.
+func (f *Fleet) controlled(c *capture, value []byte) error {
+	var state control
+	if err := json.Unmarshal(value, &state); err != nil {
+		return err
 	}
-	next := &wire.Control{OrderId: c.ID, Paused: c.paused(), Limits: c.limits()}
-	if q.Paused != nil {
-		next.Paused = q.GetPaused()
+	before := c.control
+	c.control = state
+	if before.Paused == state.Paused && sameLimits(before.Limits, state.Limits) {
+		return nil
 	}
-	if q.Limits != nil {
-		next.Limits = proto.CloneOf(q.GetLimits())
+	c.moved = time.Now()
+	if a := f.agents[c.agent]; a != nil {
+		a.send(c.controlMessage())
 	}
-	c.control, c.moved = next, time.Now()
+	return nil
+}
+
+func sameLimits(a, b *limits) bool { return a == b || a != nil && b != nil && *a == *b }
+
+func (c *capture) controlMessage() *wire.CollectorMessage {
+	return &wire.CollectorMessage{Body: &wire.CollectorMessage_Control{
+		Control: &wire.Control{OrderId: c.id, Paused: c.control.Paused, Limits: c.limits()}}}
 }
 
 // send orders the capture from an agent, and says how it is to go on where
 // somebody has asked; the caller holds mu.
 func (c *capture) send(a *attached) {
-	a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Order{Order: c.order}})
-	if c.control != nil {
-		a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Control{Control: c.control}})
+	a.send(c.message())
+	if c.control.Paused || c.control.Limits != nil {
+		a.send(c.controlMessage())
 	}
 }
 
-// paused reports whether an operator wants the capture to stand still.
-func (c *capture) paused() bool { return c.control.GetPaused() }
-
 // limits are those in force.
 func (c *capture) limits() *wire.Limits {
-	if c.control != nil {
-		return c.control.GetLimits()
+	if l := c.control.Limits; l != nil {
+		return &wire.Limits{CpuPercent: l.CPUPercent, BytesPerSecond: l.BytesPerSecond}
 	}
 	return c.order.GetMemory().GetLimits()
 }
 
 // patience is how long the capture may make no progress. What an operator has
 // asked for is no stall; what its agent says of itself counts for nothing.
-func (c *capture) patience() time.Duration {
-	patience := c.Stall
+func (c *capture) patience(stall time.Duration) time.Duration {
 	if rate := c.limits().GetBytesPerSecond(); rate > 0 {
-		patience += min(time.Duration(float64(mostHeld)/float64(rate)*float64(time.Second)), maxLeft)
+		stall += min(time.Duration(float64(mostHeld)/float64(rate)*float64(time.Second)), maxLeft)
 	}
 	if c.limits().GetCpuPercent() > 0 {
-		patience += mostRest
+		stall += mostRest
 	}
-	return patience
+	return stall
 }
 
 // now gives how far the capture is, for operators; the caller holds mu.
@@ -125,7 +195,7 @@ func (c *capture) now() *wire.Progress {
 	if c.progress != nil {
 		p = proto.CloneOf(c.progress)
 	}
-	p.OrderId, p.Paused = c.ID, c.paused()
+	p.OrderId, p.Paused = c.id, c.control.Paused
 	return p
 }
 
@@ -136,7 +206,7 @@ func (f *Fleet) Progress(caseID string) []*wire.Progress {
 	defer f.mu.Unlock()
 	var out []*wire.Progress
 	for _, c := range f.captures {
-		if c.Case == caseID {
+		if c.caseID == caseID {
 			out = append(out, c.now())
 		}
 	}

@@ -9,11 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/quicklime-ir/quicklime/collector/store"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
@@ -25,12 +24,22 @@ func (a *agent) expect(t *testing.T, what string, is func(*wire.CollectorMessage
 	}
 }
 
-func order(m *wire.CollectorMessage) bool { return m.GetOrder().GetId() == "c1/memory" }
+func isOrder(m *wire.CollectorMessage) bool { return m.GetOrder().GetId() == "c1/memory" }
 
-func control(paused bool, l *wire.Limits) func(*wire.CollectorMessage) bool {
+func isControl(paused bool, l *wire.Limits) func(*wire.CollectorMessage) bool {
 	return func(m *wire.CollectorMessage) bool {
 		return proto.Equal(m.GetControl(), &wire.Control{OrderId: "c1/memory", Paused: paused, Limits: l})
 	}
+}
+
+// ask is Control, which does not fail.
+func (h *house) ask(t *testing.T, q *wire.ControlCaptureRequest) []string {
+	t.Helper()
+	ids, err := h.Control(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
 }
 
 // TestACaptureIsControlledWhileItRuns: the agent is told the whole state at
@@ -46,17 +55,17 @@ func TestACaptureIsControlledWhileItRuns(t *testing.T) {
 	result, cancel := h.capture(t, c)
 	defer func() { cancel(); result() }()
 	first.expect(t, "the order with its limits", func(m *wire.CollectorMessage) bool {
-		return order(m) && m.GetOrder().GetMemory().GetLimits().GetCpuPercent() == 50
+		return isOrder(m) && m.GetOrder().GetMemory().GetLimits().GetCpuPercent() == 50
 	})
-	if got := h.Control(&wire.ControlCaptureRequest{CaseId: "c2", Paused: proto.Bool(true)}); got != nil {
+	if got := h.ask(t, &wire.ControlCaptureRequest{CaseId: "c2", Paused: proto.Bool(true)}); got != nil {
 		t.Errorf("another case's control applies to %v", got)
 	}
-	if got := h.Control(&wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(true)}); !slices.Equal(got, []string{"c1/memory"}) {
+	if got := h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(true)}); !slices.Equal(got, []string{"c1/memory"}) {
 		t.Errorf("it applies to %v", got)
 	}
-	first.expect(t, "a pause that leaves the limits", control(true, &wire.Limits{CpuPercent: 50}))
-	h.Control(&wire.ControlCaptureRequest{CaseId: "c1", Limits: &wire.Limits{BytesPerSecond: 1 << 20}})
-	first.expect(t, "limits that leave the pause", control(true, &wire.Limits{BytesPerSecond: 1 << 20}))
+	first.expect(t, "a pause that leaves the limits", isControl(true, &wire.Limits{CpuPercent: 50}))
+	h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Limits: &wire.Limits{BytesPerSecond: 1 << 20}})
+	first.expect(t, "limits that leave the pause", isControl(true, &wire.Limits{BytesPerSecond: 1 << 20}))
 	if p := h.Progress("c1"); len(p) != 1 || !p[0].GetPaused() || p[0].GetOrderId() != "c1/memory" {
 		t.Errorf("progress %v, want one that is paused, though its agent has said nothing", p)
 	}
@@ -64,10 +73,10 @@ func TestACaptureIsControlledWhileItRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	second.expect(t, "the order", order)
-	second.expect(t, "the state", control(true, &wire.Limits{BytesPerSecond: 1 << 20}))
-	h.Control(&wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(false), Limits: &wire.Limits{}})
-	second.expect(t, "that it goes on without limits", control(false, &wire.Limits{}))
+	second.expect(t, "the order", isOrder)
+	second.expect(t, "the state", isControl(true, &wire.Limits{BytesPerSecond: 1 << 20}))
+	h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(false), Limits: &wire.Limits{}})
+	second.expect(t, "that it goes on without limits", isControl(false, &wire.Limits{}))
 }
 
 func TestAnOperatorEndsACapture(t *testing.T) {
@@ -78,9 +87,9 @@ func TestAnOperatorEndsACapture(t *testing.T) {
 	}
 	result, cancel := h.capture(t, memory(victim))
 	defer cancel()
-	a.expect(t, "the order", order)
+	a.expect(t, "the order", isOrder)
 	for range 2 { // the second finds it ended, or ending
-		h.Control(&wire.ControlCaptureRequest{CaseId: "c1", Cancel: "the host is needed"})
+		h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Cancel: "the host is needed"})
 	}
 	if _, err := result(); !errors.Is(err, ErrEnded) || !strings.Contains(err.Error(), "the host is needed") {
 		t.Errorf("error %v", err)
@@ -88,7 +97,7 @@ func TestAnOperatorEndsACapture(t *testing.T) {
 	a.expect(t, "that the agent is told to stop, and why", func(m *wire.CollectorMessage) bool {
 		return m.GetCancel().GetOrderId() == "c1/memory" && strings.Contains(m.GetCancel().GetReason(), "the host is needed")
 	})
-	if got := h.Control(&wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(true)}); got != nil {
+	if got := h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(true)}); got != nil {
 		t.Errorf("a capture that has ended is controlled: %v", got)
 	}
 }
@@ -106,8 +115,8 @@ func TestWhatWasAskedOutlivesTheCollector(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.expect(t, "the order", order)
-		a.expect(t, "the pause", control(true, &wire.Limits{CpuPercent: 50}))
+		a.expect(t, "the order", isOrder)
+		a.expect(t, "the pause", isControl(true, &wire.Limits{CpuPercent: 50}))
 	})
 	t.Run("ended", func(t *testing.T) {
 		h := newHouse(t)
@@ -149,24 +158,20 @@ func TestWhatIsNoStall(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f := New(&books{}, "test", slog.New(slog.DiscardHandler))
+			f := New(Config{Store: store.Memory(), Ledger: &books{}, Log: slog.New(slog.DiscardHandler)})
 			c := memory(victim)
-			run := &capture{Capture: c, agent: keyOf(victim), order: orderOf(c, time.Hour), seen: time.Now()}
-			f.captures[c.ID] = run
-			a := &attached{id: victim, hello: hello(), out: make(chan *wire.CollectorMessage, outbox), cancel: func(error) {}}
-			if !tt.absent {
-				f.agents[run.agent] = a
-			}
+			run := ordered(t, f, c)
 			if tt.says != nil {
 				tt.says.OrderId = c.ID
-				f.progress(a, tt.says)
+				f.progress(attachedHere(victim), tt.says)
 			}
 			for _, q := range tt.asked {
-				run.ask(q)
+				run.control.ask(q)
 			}
 			began := time.Now()
 			run.moved = began
-			if err := f.check(run, began.Add(tt.still)); !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
+			w := watcher{Capture: c, seen: began}
+			if err := w.check(run, !tt.absent, began.Add(tt.still)); !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
 				t.Errorf("after %v: %v, want %v", tt.still, err, tt.want)
 			}
 		})
@@ -176,19 +181,44 @@ func TestWhatIsNoStall(t *testing.T) {
 // TestThePauseIsNotChargedAfterwards: the stall's clock begins anew when the
 // capture goes on.
 func TestThePauseIsNotChargedAfterwards(t *testing.T) {
-	f := New(&books{}, "test", slog.New(slog.DiscardHandler))
+	h := newHouse(t)
 	c := memory(victim)
-	run := &capture{Capture: c, agent: keyOf(victim), order: orderOf(c, time.Hour), moved: time.Now().Add(-time.Hour)}
-	f.captures[c.ID], f.agents[run.agent] = run, &attached{id: victim, out: make(chan *wire.CollectorMessage, outbox), cancel: func(error) {}}
-	f.Control(&wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(true)})
-	began := time.Now()
-	f.Control(&wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(false)})
-	if err := f.check(run, began.Add(29*time.Second)); err != nil {
-		t.Errorf("29 s after it went on: %v", err)
+	result, cancel := h.capture(t, c)
+	defer func() { cancel(); result() }()
+	run := h.awaitCapture(t, c.ID, func(*capture) bool { return true })
+	h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(true)})
+	h.awaitCapture(t, c.ID, func(c *capture) bool { return c.control.Paused })
+	h.mu.Lock()
+	run.moved = time.Now().Add(-time.Hour)
+	h.mu.Unlock()
+	h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Paused: proto.Bool(false)})
+	h.awaitCapture(t, c.ID, func(c *capture) bool { return !c.control.Paused })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w := watcher{Capture: c}
+	if err := w.check(run, true, time.Now().Add(20*time.Second)); err != nil {
+		t.Errorf("20 s after it went on: %v", err)
 	}
-	if err := f.check(run, time.Now().Add(31*time.Second)); !errors.Is(err, ErrStalled) {
+	if err := w.check(run, true, time.Now().Add(31*time.Second)); !errors.Is(err, ErrStalled) {
 		t.Errorf("31 s after it went on: %v", err)
 	}
+}
+
+// awaitCapture waits until this node has heard something of a capture.
+func (h *house) awaitCapture(t *testing.T, id string, is func(*capture) bool) *capture {
+	t.Helper()
+	for range 2000 {
+		h.mu.Lock()
+		c := h.captures[id]
+		ok := c != nil && is(c)
+		h.mu.Unlock()
+		if ok {
+			return c
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("this node has not heard of it")
+	return nil
 }
 
 // FuzzBounded: whatever an agent says of its progress, an operator sees
@@ -209,27 +239,4 @@ func FuzzBounded(f *testing.F) {
 			t.Errorf("kept uplink %v", p.GetUplink())
 		}
 	})
-}
-
-// TestAnOrderThatHasEndedIsNotWaitedFor: a collector that has just started
-// asks agents for patience, but not for what it has ended itself.
-func TestAnOrderThatHasEndedIsNotWaitedFor(t *testing.T) {
-	h := newHouse(t)
-	h.mu.Lock()
-	h.started = time.Now()
-	h.mu.Unlock()
-	api := h.dial(t, victim)
-	closing := &wire.CloseItemRequest{OrderId: "c1/memory", ItemId: "memory.memory", Parts: 1}
-	if _, err := api.CloseItem(t.Context(), closing); status.Code(err) != codes.Unavailable {
-		t.Errorf("before the order: %v", err)
-	}
-	result, cancel := h.capture(t, memory(victim))
-	for len(h.running()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	cancel()
-	result()
-	if _, err := api.CloseItem(t.Context(), closing); status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("after the order: %v", err)
-	}
 }

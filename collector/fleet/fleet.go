@@ -1,23 +1,35 @@
-// Package fleet holds the attached agents: it sends them orders, follows
-// their progress, and records what they ask to store.
+// Package fleet holds the agents: it sends them orders, follows their
+// progress, and records what they ask to store.
 //
 // An agent is whom its certificate names. It is believed about nothing else:
 // every length and number in its messages is bounded, and what it may store
 // is decided by its order, not by its words.
+//
+// An agent hangs on one node of the collector, and its case may be run by
+// another. So an order is a key of the store, and so is all that comes of it:
+// the node that runs the case writes the order, the node that has the agent's
+// stream sends it and writes down how far it has come, and how it ended. An
+// agent that moves to another node in the midst of a capture is ordered to go
+// on with it, which it does anyway.
 package fleet
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/quicklime-ir/quicklime/collector/ledger"
 	"github.com/quicklime-ir/quicklime/collector/locker"
+	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
@@ -30,6 +42,13 @@ var (
 	ErrEnded   = errors.New("ended by an operator")
 )
 
+const (
+	lookEvery = 500 * time.Millisecond // at a capture that runs
+	endLimit  = 10 * time.Second       // for writing down that one has ended
+	// tries bounds how often a change is made anew because another came first.
+	tries = 20
+)
+
 // Ledger records what may be stored; package ledger has it.
 type Ledger interface {
 	Open(ctx context.Context, caseID, instance string, item evidence.Item) (ledger.Opened, error)
@@ -39,7 +58,7 @@ type Ledger interface {
 
 // Capture is an order for one agent.
 type Capture struct {
-	ID           string // the same when it is sent again
+	ID           string // CASE/KIND, the same when it is sent again
 	Case         string
 	Instance     evidence.Instance
 	Kind         evidence.Kind
@@ -69,135 +88,195 @@ type Result struct {
 	Agent   evidence.Agent
 }
 
-// Fleet is all attached agents. It implements wire.AgentServiceServer.
+// Config is what a fleet needs.
+type Config struct {
+	Store       store.Store
+	Node        string // this node's name
+	Ledger      Ledger
+	TrustDomain string
+	// Alert tells people of hosts whose memory cannot be captured; nil: they
+	// are only logged.
+	Alert func(ctx context.Context, hosts []*wire.AttachedAgent) error
+	Log   *slog.Logger
+}
+
+// Fleet is the agents that are attached to this node, and the captures of all
+// nodes. It implements wire.AgentServiceServer.
 type Fleet struct {
 	wire.UnimplementedAgentServiceServer
 
-	ledger      Ledger
-	trustDomain string
-	log         *slog.Logger
-	started     time.Time
+	cfg  Config
+	log  *slog.Logger
+	life string // names this process among all that had the node's name
+
+	telling chan struct{} // slots for what is written down of agents
+	over    atomic.Bool   // Run has ended
 
 	mu       sync.Mutex
 	agents   map[agentKey]*attached // owned by mu
-	captures map[string]*capture    // by order id; owned by mu
-	ended    map[string]bool        // orders that ended in the first startGrace; owned by mu
+	captures map[string]*capture    // by order id, as the store has them; owned by mu
 }
 
 type agentKey struct{ account, region, instance string }
 
 func keyOf(id identity.AgentID) agentKey { return agentKey{id.Account, id.Region, id.Instance} }
 
-// capture is an order that runs; its fields are owned by Fleet.mu.
-type capture struct {
-	Capture
-	agent    agentKey
-	order    *wire.Order
-	control  *wire.Control // how it is to go on; nil: as ordered. Never changed, but replaced
-	cancel   chan string   // why it is to end now; holds one
-	progress *wire.Progress
-	moved    time.Time // when it last made progress
-	seen     time.Time // when its agent was last attached
-	result   chan Result
-}
-
 // New returns a fleet without agents.
-func New(l Ledger, trustDomain string, log *slog.Logger) *Fleet {
-	return &Fleet{ledger: l, trustDomain: trustDomain, log: log, started: time.Now(),
-		agents: map[agentKey]*attached{}, captures: map[string]*capture{}, ended: map[string]bool{}}
+func New(cfg Config) *Fleet {
+	return &Fleet{cfg: cfg, log: cfg.Log, life: newLife(), telling: make(chan struct{}, tellers),
+		agents: map[agentKey]*attached{}, captures: map[string]*capture{}}
 }
 
-// Capture has an agent carry out an order, and waits for its result. The
-// order is sent again whenever the agent attaches anew; the agent knows it by
-// its id. With an error the agent is told to stop, and is granted nothing
-// more for the order.
+// Run follows the captures of all nodes, and tells the others of this node's
+// agents, until ctx ends or the store cannot go on.
+func (f *Fleet) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return f.cfg.Store.Watch(ctx, capturePrefix, f.see) })
+	group.Go(func() error { return f.live(ctx) })
+	group.Go(func() error { return f.tell(ctx) })
+	defer f.over.Store(true)
+	return group.Wait()
+}
+
+// Capture has an agent carry out an order, and waits for its result. An order
+// that was given before, by this node or another, is not given again. With an
+// error the agent is told to stop, and is granted nothing more for the order;
+// but where ctx was cancelled, it goes on, for whoever takes the case up.
 func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return Result{}, fmt.Errorf("cannot order capture %s: it has no deadline", c.ID)
 	}
-	run := &capture{Capture: c, agent: agentKey{c.Instance.Account, c.Instance.Region, c.Instance.ID},
-		moved: time.Now(), seen: time.Now(), result: make(chan Result, 1), cancel: make(chan string, 1)}
-	run.order = orderOf(c, time.Until(deadline))
-	run.ask(c.Asked)
-	f.mu.Lock()
-	if f.captures[c.ID] != nil {
-		f.mu.Unlock()
-		return Result{}, fmt.Errorf("cannot order capture %s: it runs already", c.ID)
+	revision, err := f.order(ctx, c, deadline)
+	if err != nil {
+		return Result{}, err
 	}
-	f.captures[c.ID] = run
-	if a := f.agents[run.agent]; a != nil {
-		run.send(a)
+	result, err := f.await(ctx, c, revision)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return result, context.Cause(ctx)
 	}
-	f.mu.Unlock()
-
-	result, err := f.await(ctx, run)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.captures, c.ID)
-	if time.Since(f.started) < startGrace {
-		f.ended[c.ID] = true
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
+	defer cancel()
+	if err != nil {
+		result.Agent = f.agentOf(last, c.Instance)
 	}
-	if a := f.agents[run.agent]; a != nil {
-		result.Agent = a.describe()
-		if err != nil && ctx.Err() != context.Canceled {
-			a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Cancel{Cancel: &wire.CancelOrder{OrderId: c.ID, Reason: err.Error()}}})
-		}
+	if ended := f.end(last, c.ID, err); ended != nil {
+		f.log.Error("cannot write down that a capture has ended, sealing will try again", "case", c.Case, "instance", c.Instance.ID, "order", c.ID, "error", ended)
 	}
 	return result, err
 }
 
+// order writes an order down, with what was asked of it before, unless it is
+// there, and gives its revision.
+func (f *Fleet) order(ctx context.Context, c Capture, deadline time.Time) (int64, error) {
+	raw, err := proto.Marshal(orderOf(c))
+	if err != nil {
+		return 0, fmt.Errorf("cannot order capture %s: %w", c.ID, err)
+	}
+	value, err := json.Marshal(orderDoc{Instance: c.Instance, Case: c.Case, Kind: c.Kind, Deadline: deadline.UTC(), Order: raw})
+	if err != nil {
+		return 0, err
+	}
+	changes := []store.Change{store.Set(orderKey(c.ID), value, 0)}
+	if state, asked := controlOf(c); asked {
+		changes = append(changes, store.Set(partKey(c.ID, controlPart), state.encode(), 0))
+	}
+	revision, err := f.cfg.Store.Commit(ctx, changes...)
+	if errors.Is(err, store.ErrConflict) {
+		_, revision, err = f.cfg.Store.Get(ctx, orderKey(c.ID))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("cannot order capture %s: %w", c.ID, err)
+	}
+	return revision, nil
+}
+
 // await waits for the result, while the agent is there and moves.
-func (f *Fleet) await(ctx context.Context, run *capture) (Result, error) {
-	tick := time.NewTicker(500 * time.Millisecond)
+func (f *Fleet) await(ctx context.Context, c Capture, revision int64) (Result, error) {
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	w := watcher{Capture: c, seen: time.Now()}
 	for {
+		run, changed := f.find(c.ID)
+		switch {
+		case run == nil && w.known:
+			return Result{}, fmt.Errorf("cannot go on with capture %s: its order was taken back", c.ID)
+		case run != nil && run.revision >= revision:
+			w.known = true
+			if r, over, err := f.outcome(run); over {
+				return r, err
+			}
+		}
 		select {
-		case r := <-run.result:
-			return r, nil
 		case <-ctx.Done():
 			return Result{}, context.Cause(ctx)
-		case why := <-run.cancel:
-			return Result{}, fmt.Errorf("%w: %s", ErrEnded, text(why))
+		case <-changed:
+			continue
 		case <-tick.C:
-			if err := f.check(run, time.Now()); err != nil {
-				return Result{}, err
-			}
+		}
+		present := f.present(ctx, c.Instance)
+		f.mu.Lock()
+		err := w.check(run, present, time.Now())
+		f.mu.Unlock()
+		if err != nil {
+			return Result{}, err
 		}
 	}
 }
 
-// check says whether a capture must be given up.
-func (f *Fleet) check(run *capture, now time.Time) error {
+// find gives a capture, nil where there is none yet, and a channel that yields
+// a token after it changed.
+func (f *Fleet) find(id string) (*capture, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.agents[run.agent] != nil {
-		run.seen = now
-	} else if now.Sub(run.seen) >= run.Absent {
-		return fmt.Errorf("%w %s for %v", ErrAbsent, run.Instance.ID, now.Sub(run.seen).Round(time.Second))
+	c := f.captures[id]
+	if c == nil {
+		return nil, nil
 	}
-	if run.paused() {
+	return c, c.changed
+}
+
+// outcome says whether a capture has its result, or was ended by an operator.
+func (f *Fleet) outcome(c *capture) (Result, bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case c.result != nil:
+		return *c.result, true, nil
+	case c.control.Cancel != "":
+		return Result{}, true, fmt.Errorf("%w: %s", ErrEnded, text(c.control.Cancel))
+	}
+	return Result{}, false, nil
+}
+
+// watcher is who waits for a capture.
+type watcher struct {
+	Capture
+	known bool      // it was seen
+	seen  time.Time // when its agent was last attached
+}
+
+// check says whether a capture must be given up; the caller holds mu.
+func (w *watcher) check(run *capture, present bool, now time.Time) error {
+	if present {
+		w.seen = now
+	} else if now.Sub(w.seen) >= w.Absent {
+		return fmt.Errorf("%w %s for %v", ErrAbsent, w.Instance.ID, now.Sub(w.seen).Round(time.Second))
+	}
+	if run == nil {
+		return nil
+	}
+	if run.control.Paused {
 		run.moved = now
 	}
-	if now.Sub(run.moved) >= run.patience() {
+	if now.Sub(run.moved) >= run.patience(w.Stall) {
 		return fmt.Errorf("%w for %v", ErrStalled, now.Sub(run.moved).Round(time.Second))
 	}
 	return nil
 }
 
-// Agents gives the attached agents.
-func (f *Fleet) Agents() []*wire.AttachedAgent {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var out []*wire.AttachedAgent
-	for _, a := range f.agents {
-		out = append(out, a.wire())
-	}
-	return out
-}
-
-func orderOf(c Capture, limit time.Duration) *wire.Order {
-	o := &wire.Order{Id: c.ID, CaseId: c.Case, InstanceId: c.Instance.ID, TimeLimit: durationpb.New(limit)}
+func orderOf(c Capture) *wire.Order {
+	o := &wire.Order{Id: c.ID, CaseId: c.Case, InstanceId: c.Instance.ID}
 	switch c.Kind {
 	case evidence.Memory:
 		o.Capture = &wire.Order_Memory{Memory: &wire.MemoryCapture{Source: c.MemorySource, Compression: c.Compression, Limits: c.Limits}}
@@ -209,4 +288,11 @@ func orderOf(c Capture, limit time.Duration) *wire.Order {
 		o.Capture = &wire.Order_Live{Live: &wire.ArtifactCapture{Compression: c.Compression, Definitions: c.Definitions, ProcessMemory: c.ProcessMemory}}
 	}
 	return o
+}
+
+// message is the order as it is sent now.
+func (c *capture) message() *wire.CollectorMessage {
+	o := proto.CloneOf(c.order)
+	o.TimeLimit = durationpb.New(max(time.Until(c.deadline), time.Second))
+	return &wire.CollectorMessage{Body: &wire.CollectorMessage_Order{Order: o}}
 }

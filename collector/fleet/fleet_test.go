@@ -21,6 +21,7 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/gate"
 	"github.com/quicklime-ir/quicklime/collector/ledger"
 	"github.com/quicklime-ir/quicklime/collector/locker"
+	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity"
 	"github.com/quicklime-ir/quicklime/proto/identity/identitytest"
@@ -61,20 +62,40 @@ func (b *books) Close(context.Context, string, string, int32, string) (evidence.
 	return evidence.Item{Status: evidence.Whole}, nil
 }
 
-// house is a fleet behind a real listener.
+// house is a fleet behind a real listener, one node of its collector.
 type house struct {
 	*Fleet
+	state *store.MemoryStore
 	books *books
 	addr  string
 	ca    *identitytest.Authority
+	stop  func() // what Run does
 }
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
-	h := &house{books: &books{}, ca: identitytest.New(t)}
+	state := store.Memory()
+	return houseOf(t, Config{Node: "first", Store: state}, state, identitytest.New(t))
+}
+
+// next is another node of the same collector.
+func (h *house) next(t *testing.T) *house {
+	t.Helper()
+	state := h.state.Another()
+	return houseOf(t, Config{Node: "second", Store: state}, state, h.ca)
+}
+
+func houseOf(t *testing.T, cfg Config, state *store.MemoryStore, ca *identitytest.Authority) *house {
+	t.Helper()
+	h := &house{books: &books{}, ca: ca, state: state}
 	log := slog.New(slog.DiscardHandler)
-	h.Fleet = New(h.books, "test", log)
-	h.started = time.Now().Add(-2 * startGrace)
+	cfg.Ledger, cfg.TrustDomain, cfg.Log = h.books, "test", log
+	h.Fleet = New(cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- h.Run(ctx) }()
+	h.stop = sync.OnceFunc(func() { cancel(); <-ran })
+	t.Cleanup(h.stop)
 	config, err := identity.ServerTLS(h.ca.Server(t))
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +109,7 @@ func newHouse(t *testing.T) *house {
 	h.addr = listener.Addr().String()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(door.Listener(listener)) }()
-	t.Cleanup(func() { server.Stop(); <-served })
+	t.Cleanup(sync.OnceFunc(func() { server.Stop(); <-served }))
 	return h
 }
 
@@ -131,15 +152,21 @@ func (h *house) attach(t *testing.T, id identity.AgentID, hello *wire.Hello) (*a
 		return a, err
 	}
 	for range 1000 {
-		for _, seen := range h.Agents() {
-			if seen.GetId() == id.String() {
-				return a, nil
-			}
+		if h.has(id) {
+			return a, nil
 		}
 		time.Sleep(time.Millisecond)
 	}
 	t.Fatal("the agent is not attached")
 	return a, nil
+}
+
+// has reports whether an agent hangs on this node, and the others know.
+func (h *house) has(id identity.AgentID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a := h.agents[keyOf(id)]
+	return a != nil && a.told != 0
 }
 
 func memory(id identity.AgentID) Capture {
@@ -342,14 +369,31 @@ func TestWhatALedgerAnswersReachesTheAgent(t *testing.T) {
 	}
 }
 
+// ordered gives a fleet that does not run a capture, as it would hear of it.
+func ordered(t *testing.T, f *Fleet, c Capture) *capture {
+	t.Helper()
+	if _, err := f.order(t.Context(), c, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	run, err := f.lookup(t.Context(), c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.captures[c.ID] = run
+	return run
+}
+
+func attachedHere(id identity.AgentID) *attached {
+	return &attached{id: id, hello: hello(), out: make(chan *wire.CollectorMessage, outbox), cancel: func(error) {}, progress: map[string]*wire.Progress{}}
+}
+
 // FuzzHear feeds an attached agent's messages.
 func FuzzHear(f *testing.F) {
 	f.Add("c1/memory", uint64(1), "memory", "why", int32(2))
 	f.Fuzz(func(t *testing.T, order string, n uint64, doing, why string, outcome int32) {
-		fleet := New(&books{}, "test", slog.New(slog.DiscardHandler))
-		c := memory(victim)
-		fleet.captures[c.ID] = &capture{Capture: c, agent: keyOf(victim), result: make(chan Result, 1)}
-		a := &attached{id: victim, hello: hello(), out: make(chan *wire.CollectorMessage, outbox), cancel: func(error) {}}
+		fleet := New(Config{Store: store.Memory(), Ledger: &books{}, Log: slog.New(slog.DiscardHandler)})
+		run := ordered(t, fleet, memory(victim))
+		a := attachedHere(victim)
 		for _, m := range []*wire.AgentMessage{
 			{},
 			{Body: &wire.AgentMessage_Hello{Hello: hello()}},
@@ -357,9 +401,9 @@ func FuzzHear(f *testing.F) {
 			{Body: &wire.AgentMessage_Progress{Progress: &wire.Progress{OrderId: order, BytesRead: n, Doing: doing}}},
 			{Body: &wire.AgentMessage_Result{Result: &wire.OrderResult{OrderId: order, Error: why, Outcome: wire.Outcome(outcome)}}},
 		} {
-			_ = fleet.hear(a, m)
+			_ = fleet.hear(t.Context(), a, m)
 		}
-		if p := fleet.captures[c.ID].progress; p != nil && len(p.GetDoing()) > maxWord {
+		if p := run.progress; p != nil && len(p.GetDoing()) > maxWord {
 			t.Errorf("an agent's word of %d bytes was kept", len(p.GetDoing()))
 		}
 	})

@@ -99,6 +99,7 @@ func (l *Ledger) complete(ctx context.Context, key string, item Item, revision i
 	if _, err := l.save(ctx, key, item, revision); err != nil {
 		return evidence.Item{}, err
 	}
+	l.done.stored.Add(int64(item.Size))
 	l.Log.Info("item closed", "case", item.Case, "item", item.ID(), "status", item.Status, "parts", len(c.Parts), "bytes", item.Size, "reason", item.Error)
 	var err error
 	item.Parts, err = l.kept(ctx, item)

@@ -57,6 +57,7 @@ type Ledger struct {
 	Now    func() time.Time
 
 	locks store.Locks // by the item's key: one change at a time
+	done  counters
 }
 
 // Item is an item of a case, and the upload that fills it.
@@ -196,7 +197,9 @@ func (l *Ledger) Grant(ctx context.Context, caseID, id string, part evidence.Par
 			return grant, stored, err
 		}
 	}
-	grant, err = l.Bucket.Grant(ctx, item.Key, item.UploadID, part.Number, part.Size, part.SHA256)
+	if grant, err = l.Bucket.Grant(ctx, item.Key, item.UploadID, part.Number, part.Size, part.SHA256); err == nil {
+		l.done.granted(part.Size)
+	}
 	return grant, false, err
 }
 

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
 
-// top is the folder of all evidence.
-const top = "cases"
+// top is the folder of all evidence, and stateTop that of what the collector
+// keeps of itself.
+const top, stateTop = "cases", "state"
 
 // maxEntries is how many journal entries a key can number in order.
 const maxEntries = 999_999
@@ -42,8 +44,31 @@ func JournalKey(caseID, instance string, seq int) string {
 	return join(caseID, instance, "journal", fmt.Sprintf("%06d.json", seq))
 }
 
-// join makes a key, or "" where an element could change its meaning.
-func join(elements ...string) string {
+// stateTime is the time in a snapshot's key.
+const stateTime = "20060102T150405Z"
+
+// StateKey is where a node's snapshot of the collector's state lies:
+// state/NODE/20261126T183000Z.db.
+func StateKey(node string, taken time.Time) string {
+	return under(stateTop, node, taken.UTC().Format(stateTime)+".db")
+}
+
+// StatePrefix begins the key of every snapshot.
+const StatePrefix = stateTop + "/"
+
+// StateTaken says when the snapshot under a key was taken; ok is false where
+// the key is none of a snapshot.
+func StateTaken(key string) (taken time.Time, ok bool) {
+	name, ok := strings.CutSuffix(key[strings.LastIndexByte(key, '/')+1:], ".db")
+	taken, err := time.Parse(stateTime, name)
+	return taken, ok && err == nil && strings.HasPrefix(key, StatePrefix) && checkKey(key) == nil
+}
+
+// join makes a key of evidence, or "" where an element could change its
+// meaning.
+func join(elements ...string) string { return under(top, elements...) }
+
+func under(top string, elements ...string) string {
 	for _, e := range elements {
 		if !element.MatchString(e) {
 			return ""
@@ -57,9 +82,10 @@ func checkKey(key string) error {
 	if key == "" {
 		return errors.New("it has no key, as the case, the instance or the item has a name that may not be part of one")
 	}
-	rest, ok := strings.CutPrefix(key, top+"/")
-	if !ok || join(strings.Split(rest, "/")...) != key {
-		return fmt.Errorf("key %.80q is not one under %s/", key, top)
+	for _, top := range []string{top, stateTop} {
+		if rest, ok := strings.CutPrefix(key, top+"/"); ok && under(top, strings.Split(rest, "/")...) == key {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("key %.80q is not one under %s/ or %s/", key, top, stateTop)
 }

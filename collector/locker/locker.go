@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -47,8 +48,8 @@ type Config struct {
 	// S3 by another name than the collector does (a VPC interface endpoint).
 	// Empty: the collector's own.
 	GrantEndpoint string
-	// Retention locks every object (Object Lock, compliance mode) for this
-	// long from the time it is begun. 0: the bucket's default.
+	// Retention locks every object of a case (Object Lock, compliance mode)
+	// for this long from the time it is begun. 0: the bucket's default.
 	Retention time.Duration
 	// KMSKeyID encrypts every object with this key. Empty: the bucket's
 	// default.
@@ -111,9 +112,10 @@ func (c Config) check() error {
 }
 
 // lockedUntil is the date to put on an object that is begun now, nil for the
-// bucket's default.
-func (l *Locker) lockedUntil() *time.Time {
-	if l.cfg.Retention == 0 {
+// bucket's default. Snapshots of the state are no evidence: the next one is in
+// their place soon.
+func (l *Locker) lockedUntil(key string) *time.Time {
+	if l.cfg.Retention == 0 || strings.HasPrefix(key, StatePrefix) {
 		return nil
 	}
 	return aws.Time(l.now().UTC().Add(l.cfg.Retention))

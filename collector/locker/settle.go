@@ -76,7 +76,7 @@ func (l *Locker) Put(ctx context.Context, key string, body []byte) (Object, erro
 	digest := evidence.Digest(sha256.Sum256(body))
 	want := Object{Key: key, Size: uint64(len(body)), SHA256: digest.Base64()}
 	in := s3.PutObjectInput{Bucket: &l.cfg.Bucket, Key: &key, IfNoneMatch: aws.String("*"), ChecksumSHA256: &want.SHA256}
-	if until := l.lockedUntil(); until != nil {
+	if until := l.lockedUntil(key); until != nil {
 		in.ObjectLockMode, in.ObjectLockRetainUntilDate = types.ObjectLockModeCompliance, until
 	}
 	if l.cfg.KMSKeyID != "" {

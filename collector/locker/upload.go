@@ -58,7 +58,7 @@ func (l *Locker) Begin(ctx context.Context, key string) (uploadID string, err er
 		Bucket: &l.cfg.Bucket, Key: &key,
 		ChecksumAlgorithm: types.ChecksumAlgorithmSha256, ChecksumType: types.ChecksumTypeComposite,
 	}
-	if until := l.lockedUntil(); until != nil {
+	if until := l.lockedUntil(key); until != nil {
 		in.ObjectLockMode, in.ObjectLockRetainUntilDate = types.ObjectLockModeCompliance, until
 	}
 	if l.cfg.KMSKeyID != "" {

@@ -22,7 +22,7 @@ const (
 	tryLimit  = 10 * time.Second // of one request
 	waitBase  = time.Second      // full jitter, doubled with each try
 	waitLimit = 30 * time.Second
-	askedMost = 2 * time.Minute // the longest Retry-After that is waited for
+	askedMost = 2 * time.Minute // what is waited because Discord asks for it, in all
 	answerMax = 4 << 10         // bytes read of an answer
 )
 
@@ -46,35 +46,40 @@ func (d *Discord) GoString() string { return "discord webhook" }
 func (d *Discord) LogValue() slog.Value { return slog.StringValue("discord webhook") }
 
 // Notify posts m and waits until Discord has it (wait=true). It tries five
-// times at most: again after 429 when Retry-After says so, up to two minutes,
-// and after 5xx and broken connections with full jitter. Any other answer is
+// times at most: again after 5xx and broken connections with full jitter. A 429
+// that says when to come again is no failed try: many cases at once have to
+// queue. It is waited for as told, up to two minutes in all. Any other answer is
 // final.
 func (d *Discord) Notify(ctx context.Context, m Message) error {
 	body, err := render(m)
 	if err != nil {
 		return fmt.Errorf("cannot render notification: %w", err)
 	}
-	for n := 1; ; n++ {
+	for failed, asked := 0, time.Duration(0); ; {
 		again, wait, err := d.post(ctx, body)
 		if err == nil {
 			return nil
 		}
 		err = d.redact(err)
-		if !again || n == tries || ctx.Err() != nil {
-			return fmt.Errorf("cannot notify Discord, try %d of %d: %w", n, tries, err)
+		if wait > 0 {
+			if asked += wait; asked > askedMost {
+				return fmt.Errorf("cannot notify Discord: %w; it asks to wait %v in all, more than %v; send fewer messages through this webhook", err, asked, askedMost)
+			}
+		} else {
+			if failed++; !again || failed == tries {
+				return fmt.Errorf("cannot notify Discord, try %d of %d: %w", failed, tries, err)
+			}
+			wait = rand.N(min(waitBase<<(failed-1), waitLimit)) + 1
 		}
-		if wait == 0 {
-			wait = rand.N(min(waitBase<<(n-1), waitLimit)) + 1
-		}
-		d.Log.Warn("cannot notify Discord; trying again", "error", err, "try", n, "wait", wait)
-		if err := d.pause(ctx, wait); err != nil {
-			return fmt.Errorf("cannot notify Discord, stopped after try %d: %w", n, err)
+		d.Log.Warn("cannot notify Discord; trying again", "error", err, "failed", failed, "wait", wait)
+		if stopped := d.pause(ctx, wait); stopped != nil {
+			return fmt.Errorf("cannot notify Discord, stopped after %w: %w", err, stopped)
 		}
 	}
 }
 
-// post makes one try. again says that another may help, after wait if that is
-// not 0.
+// post makes one try. again says that another may help, after wait where
+// Discord has said so.
 func (d *Discord) post(ctx context.Context, body []byte) (again bool, wait time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryLimit)
 	defer cancel()
@@ -96,11 +101,7 @@ func (d *Discord) post(ctx context.Context, body []byte) (again bool, wait time.
 	case code >= 200 && code < 300:
 		return false, 0, nil
 	case code == http.StatusTooManyRequests:
-		wait = retryAfter(resp.Header, said)
-		if wait > askedMost {
-			return false, 0, fmt.Errorf("answer 429: it asks to wait %v, more than %v; send fewer messages through this webhook", wait, askedMost)
-		}
-		return true, wait, errors.New("answer 429: too many messages")
+		return true, retryAfter(resp.Header, said), errors.New("answer 429: too many messages")
 	case code >= 500:
 		return true, 0, fmt.Errorf("answer %d: %s", code, strconv.QuoteToASCII(plain(string(said), 200)))
 	case code == http.StatusNotFound || code == http.StatusUnauthorized:

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,6 +108,9 @@ func TestNotifyThroughFaults(t *testing.T) {
 		{"429 with a header", []http.HandlerFunc{status(429, "Retry-After", "3"), status(200)}, 2, []time.Duration{3 * time.Second}, ""},
 		{"429 with a body", []http.HandlerFunc{says(429, `{"retry_after":0.75}`), status(200)}, 2, []time.Duration{750 * time.Millisecond}, ""},
 		{"429 that says nothing", []http.HandlerFunc{status(429), status(200)}, 2, []time.Duration{0}, ""},
+		{"429 in a long queue", append(slices.Repeat([]http.HandlerFunc{status(429, "Retry-After", "20")}, 6), status(200)), 7, slices.Repeat([]time.Duration{20 * time.Second}, 6), ""},
+		{"429 in a longer queue", []http.HandlerFunc{status(429, "Retry-After", "50")}, 3, []time.Duration{50 * time.Second, 50 * time.Second}, "asks to wait 2m30s"},
+		{"429 between faults", []http.HandlerFunc{status(503), status(429, "Retry-After", "1"), status(503)}, 6, []time.Duration{0, time.Second, 0, 0, 0}, "try 5 of 5"},
 		{"429 for a day", []http.HandlerFunc{status(429, "Retry-After", "86400")}, 1, nil, "asks to wait 24h0m0s"},
 		{"429 beyond numbers", []http.HandlerFunc{status(429, "Retry-After", "1e300")}, 1, nil, "asks to wait"},
 		{"400", []http.HandlerFunc{says(400, "{\"embeds\":[\"0\"]}\x1b[31m")}, 1, nil, `answer 400: "{\"embeds\":[\"0\"]}[31m"`},

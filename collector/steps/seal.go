@@ -22,6 +22,9 @@ func (s *Story) seal(ctx context.Context, run *playbook.Run) error {
 	if err != nil {
 		return playbook.Again{Err: err}
 	}
+	if err := s.Fleet.EndAll(ctx, c.ID); err != nil {
+		return playbook.Again{Err: err}
+	}
 	for _, kind := range []evidence.Kind{evidence.Volatile, evidence.Symbols, evidence.Memory, evidence.Live} {
 		if err := s.Ledger.CloseAll(ctx, c.ID, kind, "the case ended without it"); err != nil {
 			return playbook.Again{Err: err}

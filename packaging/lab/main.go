@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"syscall"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/bench"
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
+	"github.com/quicklime-ir/quicklime/packaging/lab/chaos"
 	"github.com/quicklime-ir/quicklime/packaging/lab/crowd"
 	"github.com/quicklime-ir/quicklime/packaging/lab/demo"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
@@ -28,6 +30,7 @@ type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Run the main job, from a finding to a sealed case, and check it."`
 	Bench   benchCmd   `cmd:"" help:"Measure a capture, a line for each figure: name value unit."`
 	Swarm   swarmCmd   `cmd:"" help:"Attach thousands of agents to a collector, and measure, a line for each figure: name value unit."`
+	Chaos   chaosCmd   `cmd:"" help:"Torment collectors while they work, and judge whether a case was lost or a step done twice."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
 	Crowd   crowdCmd   `cmd:"" name:"crowd" help:"Make a busy host in this process's namespaces, and measure on it; bench starts it." hidden:""`
 	Hold    holdCmd    `cmd:"" name:"hold" help:"Hold sockets for a busy host." hidden:""`
@@ -131,6 +134,34 @@ func (c *swarmCmd) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, logs.Close()) }()
 	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Idle: c.Idle, Out: os.Stdout, Logs: logs})
 	return err
+}
+
+type chaosCmd struct {
+	Bin      string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
+	Duration time.Duration `help:"How long the torments last; the cases then have time to end." default:"1m"`
+	Seed     uint64        `help:"What the torments are drawn from; 0 draws it."`
+	Keep     string        `help:"Folder that keeps the bucket and the logs." type:"path"`
+}
+
+func (c *chaosCmd) Run(ctx context.Context) error {
+	binaries, err := world.BinariesIn(c.Bin)
+	if err != nil {
+		return err
+	}
+	if c.Seed == 0 {
+		c.Seed = rand.Uint64()
+	}
+	verdict, err := chaos.Run(ctx, chaos.Options{Binaries: binaries, Duration: c.Duration, Seed: c.Seed, Keep: c.Keep, Out: os.Stdout})
+	if err != nil {
+		return err
+	}
+	if err := verdict.WriteText(os.Stdout); err != nil {
+		return err
+	}
+	if !verdict.OK() {
+		return errors.New("the collectors did not stand it")
+	}
+	return nil
 }
 
 type crowdCmd struct {

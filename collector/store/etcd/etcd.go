@@ -6,9 +6,14 @@
 // in DIR/member, and a write is on the disk when it returns. The rules of
 // package store are etcd's own: a key's revision is its mod_revision, and
 // every change is one transaction that compares it.
+//
+// Where one node is not enough, others join it while it works: three can lose
+// one. They listen for each other alone, with certificates on both sides. A
+// write is then on the disks of the majority when it returns.
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +58,11 @@ type Store struct {
 type Config struct {
 	Dir  string // its folder, made where there is none
 	Name string // of this node, unlike that of every other node
+	Peer *Peer  // nil: it is alone, and listens nowhere
+	Join *Join  // of a cluster; nothing to a folder that has a member. nil: it begins one
 	Log  *slog.Logger
+
+	patience time.Duration // 0: as it should be
 }
 
 var _ store.Store = (*Store)(nil)
@@ -64,9 +73,13 @@ var _ store.Store = (*Store)(nil)
 func Open(ctx context.Context, cfg Config) (*Store, error) { return open(ctx, cfg, quota) }
 
 func open(ctx context.Context, cfg Config, quota int64) (*Store, error) {
-	s := &Store{cfg: cfg, quota: quota, log: cfg.Log, fault: newFault(cfg.Dir)}
+	cfg.patience = cmp.Or(cfg.patience, patience)
+	s := &Store{cfg: cfg, quota: quota, log: cfg.Log, fault: newFault(cfg.Dir, cfg.Peer != nil)}
 	if err := store.CheckKey(cfg.Name); err != nil {
 		return nil, fmt.Errorf("cannot name this node %.80q: %w", cfg.Name, err)
+	}
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("cannot open store in %s: %w", cfg.Dir, err)
 	}
 	var err error
 	if s.lock, err = lockFolder(cfg.Dir); err != nil {
@@ -94,7 +107,7 @@ func lockFolder(dir string) (*os.File, error) {
 
 // start starts the member and waits for it to answer.
 func (s *Store) start(ctx context.Context) error {
-	if err := checkMember(s.cfg.Dir); err != nil {
+	if err := s.checkMember(); err != nil {
 		return err
 	}
 	member, err := s.startMember()
@@ -102,15 +115,17 @@ func (s *Store) start(ctx context.Context) error {
 		return err
 	}
 	s.member, s.client = member, v3client.New(member.Server)
-	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, errNotReady)
-	defer cancel()
-	select {
-	case <-member.Server.ReadyNotify():
-	case <-s.fault.Done():
-		return s.fault.Err()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	s.keepers.Go(s.heed)
+	if err := s.checkPlace(); err != nil {
+		return err
 	}
+	if err := s.awaitPlace(ctx); err != nil {
+		return err
+	}
+	if err := s.takePlace(ctx); err != nil {
+		return err
+	}
+	s.keepers.Go(s.tend)
 	if err := s.makeRoom(ctx); err != nil {
 		return err
 	}
@@ -130,7 +145,7 @@ func (s *Store) call(ctx context.Context, f func(ctx context.Context) error) err
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	bounded, cancel := context.WithTimeout(ctx, patience)
+	bounded, cancel := context.WithTimeout(ctx, s.cfg.patience)
 	defer cancel()
 	defer context.AfterFunc(s.fault, cancel)()
 	err := f(bounded)
@@ -272,15 +287,12 @@ func (s *Store) List(ctx context.Context, prefix string) ([]store.Entry, error) 
 // not stop either; it ends with the process.
 func (s *Store) Close() error {
 	s.once.Do(func() {
-		failed := s.fault.Err() != nil
-		if s.client != nil && !failed {
+		if s.client != nil && s.fault.Err() == nil {
 			s.endSession()
 		}
 		s.fault.end(store.ErrClosed)
-		if s.client != nil && !failed {
+		if s.member != nil && !s.fault.stuck.Load() {
 			s.client.Close()
-		}
-		if s.member != nil && !failed {
 			s.member.Close()
 		}
 		s.keepers.Wait()

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -119,32 +120,15 @@ func TestALostPartIsTold(t *testing.T) {
 
 // TestDamageIsTold: what a member cannot read is said, and the process lives.
 func TestDamageIsTold(t *testing.T) {
-	dir, err := os.MkdirTemp("", "etcd") // not t.TempDir: what etcd left running may still write
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
+	dir := t.TempDir()
 	s := begin(t, dir)
 	if _, err := s.Put(t.Context(), "case/1", []byte("value"), 0); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
-	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
-	if err != nil || len(logs) == 0 {
-		t.Fatal(logs, err)
-	}
-	raw, err := os.ReadFile(logs[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 64 {
-		raw[20+i] ^= 0xff
-	}
-	if err := os.WriteFile(logs[0], raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, err = Open(t.Context(), alone(dir))
-	if err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), dir) {
+	bad := damage(t, dir)
+	_, err := Open(t.Context(), alone(bad))
+	if err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), bad) {
 		t.Errorf("%v", err)
 	}
 }
@@ -156,7 +140,7 @@ func TestAFaultEndsTheStore(t *testing.T) {
 		syscall.ENOSPC:    "make room on it",
 		syscall.EROFS:     "make its disk writable",
 		syscall.EIO:       "look at it",
-		errors.New("crc"): "restore a copy",
+		errors.New("crc"): "restore a snapshot",
 		&os.PathError{Op: "write", Path: "0.wal", Err: syscall.EDQUOT}: "make room on it",
 	} {
 		s := begin(t, t.TempDir())
@@ -236,6 +220,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(writerDir); dir != "" {
 		fmt.Fprintln(os.Stderr, writeForever(dir))
 		os.Exit(1)
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil { // tests of several members mostly wait: see settling
+		panic(err)
 	}
 	os.Exit(m.Run())
 }

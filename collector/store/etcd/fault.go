@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -21,13 +23,15 @@ import (
 // after.
 type fault struct {
 	context.Context
-	stop context.CancelCauseFunc
-	dir  string
+	stop   context.CancelCauseFunc
+	dir    string
+	others bool        // the node is, or may be, one of several
+	stuck  atomic.Bool // the member cannot even be stopped
 }
 
-func newFault(dir string) *fault {
+func newFault(dir string, others bool) *fault {
 	ctx, stop := context.WithCancelCause(context.Background())
-	return &fault{Context: ctx, stop: stop, dir: dir}
+	return &fault{Context: ctx, stop: stop, dir: dir, others: others}
 }
 
 // end ends the member for a reason, the first of which counts.
@@ -38,6 +42,7 @@ func (f *fault) Err() error { return context.Cause(f.Context) }
 
 // OnWrite is called when etcd wants the process to exit.
 func (f *fault) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
+	f.stuck.Store(true)
 	f.end(f.explain(reason(entry.Message, fields)))
 	select {}
 }
@@ -62,15 +67,23 @@ func (f *fault) explain(err error) error {
 	case errors.Is(err, syscall.EIO):
 		return fmt.Errorf("the disk of %s fails: look at it and start the collector again: %w", f.dir, err)
 	}
-	return damaged(f.dir, err)
+	return f.damaged(err)
 }
 
 // errNotReady says that a member did not answer in startPatience.
-var errNotReady = errors.New("its etcd member gave no answer in time: look at the load of the disk, and start the collector again")
+var errNotReady = errors.New("its etcd member gave no answer in time: look at the load of the disk, see that the majority of the nodes run and reach each other, and start the collector again")
 
 // damaged says what to do about a member's folder that is not whole.
-func damaged(dir string, err error) error {
-	return fmt.Errorf("the etcd member in %s is damaged: move the folder away and restore a copy of it: %w", dir, err)
+func (f *fault) damaged(err error) error {
+	if f.others {
+		return fmt.Errorf("the etcd member in %s is damaged: move the folder away; on another node, use 'cluster remove' and 'cluster join' for this one, and start it with --join; where there is no other node, restore a snapshot: %w", f.dir, err)
+	}
+	return fmt.Errorf("the etcd member in %s is damaged: move the folder away and restore a snapshot: %w", f.dir, err)
+}
+
+// removed says what to do about a node that was removed from its cluster.
+func (f *fault) removed() error {
+	return fmt.Errorf("this node was removed from its cluster: to have it join again, move %s away, use 'cluster join' on another node, and start this one with --join", f.dir)
 }
 
 // explain says what to do about an error of a call.
@@ -83,7 +96,7 @@ func explain(err error) error {
 	case errors.Is(err, rpctypes.ErrCorrupt):
 		return fmt.Errorf("the members of the store differ: restore one of them: %w", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrNoLeader),
-		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail):
+		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail), errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost):
 		return fmt.Errorf("the store gives no answer: its disk is overloaded, or the majority of its members is not there: %w", err)
 	}
 	return err
@@ -111,8 +124,11 @@ func (s *Store) Health(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("cannot keep state in %s: %w", s.cfg.Dir, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if gone := s.absent(ctx); len(gone) > 0 {
+		return fmt.Errorf("cannot keep state in %s; of its nodes, %s do not answer: %w", s.cfg.Dir, strings.Join(gone, " and "), err)
+	}
+	return fmt.Errorf("cannot keep state in %s: %w", s.cfg.Dir, err)
 }

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,27 +27,41 @@ const (
 	history = "1h"
 	// startPatience is how long a member may take to read what it has.
 	startPatience = 2 * time.Minute
+	// learnPatience is how long a new member may take to learn what the others
+	// know.
+	learnPatience = 10 * time.Minute
 	// tick and election, in milliseconds, are those of a member alone: it has
 	// no network to be patient with, and answers so much sooner.
 	tick, election = 20, 100
 )
 
-// config is a member's that is alone. The URL is a name only: there is no
+// selfURL is that of a member that is alone: a name only, as there is no
 // listener.
-func (s *Store) config() *embed.Config {
-	self := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+var selfURL = url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+
+// config is a member's. What begins a cluster has a number that no other has, so that
+// two never take each other's members for their own.
+func (s *Store) config() (*embed.Config, error) {
 	c := embed.NewConfig()
 	c.Name, c.Dir = s.cfg.Name, s.cfg.Dir
 	c.ListenClientUrls, c.ListenPeerUrls = nil, nil
-	c.AdvertiseClientUrls, c.AdvertisePeerUrls = nil, []url.URL{self}
-	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	c.AdvertiseClientUrls, c.AdvertisePeerUrls = nil, []url.URL{selfURL}
 	c.TickMs, c.ElectionMs = tick, election
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history
 	c.QuotaBackendBytes, c.MaxRequestBytes = s.quota, maxRequest
 	c.EnableGRPCGateway = false
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&core{log: s.log},
 		zap.WithFatalHook(s.fault), zap.WithPanicHook(s.fault)))
-	return c
+	if s.cfg.Peer != nil {
+		if err := s.cfg.Peer.into(c); err != nil {
+			return nil, err
+		}
+	}
+	c.InitialCluster, c.InitialClusterToken = c.InitialClusterFromName(c.Name), rand.Text()
+	if s.cfg.Join != nil {
+		c.InitialCluster, c.ClusterState = s.cfg.Join.initial(), embed.ClusterStateFlagExisting
+	}
+	return c, nil
 }
 
 // startMember starts the member in a goroutine of its own, as etcd ends the
@@ -61,37 +76,67 @@ func (s *Store) startMember() (*embed.Etcd, error) {
 	go func() {
 		defer func() {
 			if r := recover(); r != nil {
-				answers <- answer{err: damaged(s.cfg.Dir, fmt.Errorf("%v", r))}
+				answers <- answer{err: s.fault.damaged(fmt.Errorf("%v", r))}
 			}
 		}()
-		member, err := embed.StartEtcd(s.config())
+		member, err := s.startEtcd()
 		answers <- answer{member, err}
 	}()
 	select {
 	case a := <-answers:
-		if a.err != nil {
-			return nil, s.fault.explain(a.err)
-		}
-		return a.member, nil
+		return a.member, a.err
 	case <-s.fault.Done():
 		return nil, s.fault.Err()
 	}
 }
 
+// startEtcd starts it, and cleans up after a member that was never begun, so
+// that the next start is as good as the first.
+func (s *Store) startEtcd() (*embed.Etcd, error) {
+	begins := !HasMember(s.cfg.Dir)
+	config, err := s.config()
+	if err != nil {
+		return nil, err
+	}
+	member, err := embed.StartEtcd(config)
+	if err == nil {
+		return member, nil
+	}
+	if begins && !hasLog(s.cfg.Dir) {
+		clear := os.RemoveAll(filepath.Join(s.cfg.Dir, "member"))
+		return nil, errors.Join(s.cfg.explainBegin(err), clear)
+	}
+	if told := s.cfg.Peer.explainListen(err); told != nil {
+		return nil, told
+	}
+	return nil, s.fault.explain(err)
+}
+
+// HasMember says whether a folder holds a member, or what is left of one.
+func HasMember(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, "member"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+func hasLog(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, "member", "wal"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // checkMember refuses a folder that has lost a part of its member: etcd would
 // begin a new, empty one over what is left.
-func checkMember(dir string) error {
-	member := filepath.Join(dir, "member")
-	if _, err := os.Lstat(member); errors.Is(err, fs.ErrNotExist) {
+func (s *Store) checkMember() error {
+	if !HasMember(s.cfg.Dir) {
 		return nil
 	}
+	member := filepath.Join(s.cfg.Dir, "member")
 	for _, part := range []string{filepath.Join("snap", "db"), "wal"} {
 		if _, err := os.Lstat(filepath.Join(member, part)); err == nil {
 			continue
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return damaged(dir, fmt.Errorf("%s is missing", filepath.Join(member, part)))
+		return s.fault.damaged(fmt.Errorf("%s is missing", filepath.Join(member, part)))
 	}
 	return nil
 }
@@ -105,7 +150,7 @@ func (s *Store) makeRoom(ctx context.Context) error {
 	}
 	for _, alarm := range alarms.Alarms {
 		if alarm.GetAlarm() == etcdserverpb.AlarmType_CORRUPT {
-			return damaged(s.cfg.Dir, errors.New("etcd found that its members differ"))
+			return s.fault.damaged(errors.New("etcd found that its members differ"))
 		}
 		if alarm.GetAlarm() == etcdserverpb.AlarmType_NOSPACE {
 			return s.dropOld(ctx)

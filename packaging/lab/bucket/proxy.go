@@ -55,8 +55,8 @@ type Answer struct {
 	Time      time.Time
 }
 
-func newProxy(backend string, authority *pki.Authority) (*Proxy, error) {
-	pair, err := authority.Server()
+func newProxy(host, backend string, authority *pki.Authority) (*Proxy, error) {
+	pair, err := authority.Server(host)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func newProxy(backend string, authority *pki.Authority) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot use own certificate: %w", err)
 	}
-	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
+	listener, err := tls.Listen("tcp", net.JoinHostPort(host, "0"), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen for S3 clients: %w", err)
 	}
@@ -87,11 +87,11 @@ func newProxy(backend string, authority *pki.Authority) (*Proxy, error) {
 	return p, nil
 }
 
-// Port is where the proxy listens on loopback.
+// Port is where the proxy listens.
 func (p *Proxy) Port() int { return p.listener.Addr().(*net.TCPAddr).Port }
 
 // URL is the endpoint for clients on this host.
-func (p *Proxy) URL() string { return fmt.Sprintf("https://127.0.0.1:%d", p.Port()) }
+func (p *Proxy) URL() string { return "https://" + p.listener.Addr().String() }
 
 // GuestURL is the endpoint for a guest.
 func (p *Proxy) GuestURL() string { return fmt.Sprintf("https://10.0.2.2:%d", p.Port()) }
@@ -102,6 +102,13 @@ func (p *Proxy) Inject(f Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults = append(p.faults, &f)
+}
+
+// Calm takes back the faults that have not struck yet.
+func (p *Proxy) Calm() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = nil
 }
 
 // OnPart has f called with its path after each part that was stored.

@@ -227,7 +227,7 @@ func proxyTo(t *testing.T, handler http.HandlerFunc) (*Proxy, *http.Client) {
 	backend.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
 	backend.StartTLS()
 	t.Cleanup(backend.Close)
-	p, err := newProxy(backend.Listener.Addr().String(), authority)
+	p, err := newProxy("127.0.0.1", backend.Listener.Addr().String(), authority)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 type Config struct {
 	Root      string // folder, absolute; made if it is not there
 	Addr      string // 127.0.0.1:PORT
+	Host      string // address of this host at which the proxy listens; "" is 127.0.0.1
 	Region    string
 	AccessKey string
 	SecretKey string

@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -64,7 +65,7 @@ func Start(ctx context.Context, exe, name string, c Config, authority *pki.Autho
 	if err := s.child.Await(limited, func() bool { return s.healthy(limited) }); err != nil {
 		return nil, err
 	}
-	if s.Proxy, err = newProxy(c.Addr, authority); err != nil {
+	if s.Proxy, err = newProxy(cmp.Or(c.Host, "127.0.0.1"), c.Addr, authority); err != nil {
 		return nil, err
 	}
 	if err := s.makeBucket(limited); err != nil {

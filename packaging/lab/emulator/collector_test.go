@@ -79,6 +79,17 @@ func TestTheCollectorContainsAnInstance(t *testing.T) {
 	if diff := cmp.Diff(map[string]int{"image": 1, "group": 1}, s.Created); diff != "" {
 		t.Error(diff)
 	}
+	changed := map[string]int{}
+	for _, act := range l.Acts() {
+		if key := act.Subject + " " + act.What; act.Changed {
+			if changed[key]++; changed[key] > 1 {
+				t.Errorf("%s was changed twice: %+v", key, act)
+			}
+		}
+	}
+	if len(changed) != 9 { // two attributes, an image, a group, its rule taken away, two interfaces with a tag each
+		t.Errorf("%v", changed)
+	}
 	if at := s.Instances[0]; !at.TerminationProtected || at.ShutdownBehavior != "stop" {
 		t.Errorf("%+v", at)
 	}

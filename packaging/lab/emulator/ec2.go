@@ -25,10 +25,10 @@ var ec2Actions = map[string]handler{
 	"ModifyNetworkInterfaceAttribute": modifyNetworkInterfaceAttribute,
 	"DescribeSecurityGroups":          describeSecurityGroups,
 	"CreateSecurityGroup":             createSecurityGroup,
-	"AuthorizeSecurityGroupIngress":   changeRules((*group).ingress, authorize),
-	"AuthorizeSecurityGroupEgress":    changeRules((*group).egress, authorize),
-	"RevokeSecurityGroupIngress":      changeRules((*group).ingress, revoke),
-	"RevokeSecurityGroupEgress":       changeRules((*group).egress, revoke),
+	"AuthorizeSecurityGroupIngress":   changeRules("AuthorizeSecurityGroupIngress", (*group).ingress, authorize),
+	"AuthorizeSecurityGroupEgress":    changeRules("AuthorizeSecurityGroupEgress", (*group).egress, authorize),
+	"RevokeSecurityGroupIngress":      changeRules("RevokeSecurityGroupIngress", (*group).ingress, revoke),
+	"RevokeSecurityGroupEgress":       changeRules("RevokeSecurityGroupEgress", (*group).egress, revoke),
 	"CreateImage":                     createImage,
 	"DescribeImages":                  describeImages,
 	"DescribeSnapshots":               describeSnapshots,
@@ -62,6 +62,9 @@ func (s ec2Service) do(_ *http.Request, action string, body []byte) (any, *Error
 	}
 	s.account.mu.Lock()
 	defer s.account.mu.Unlock()
+	if err := s.account.full(); err != nil {
+		return nil, err
+	}
 	return work(s.account)
 }
 
@@ -151,6 +154,10 @@ func createTags(p *params) func(a *account) (any, *Error) {
 			}
 		}
 		for _, id := range ids {
+			for _, key := range slices.Sorted(maps.Keys(tags)) {
+				before, there := a.tags[id][key]
+				a.act("CreateTags", id, "tag "+key, tags[key], !there || before != tags[key])
+			}
 			_ = a.tag(id, tags) // taggable has counted them
 		}
 		return wasDone(), nil

@@ -8,6 +8,7 @@
 package emulator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type Config struct {
 	AccessKeyID     string // the one key that may sign requests
 	SecretAccessKey string
 	Log             *slog.Logger // nil: nothing is logged
+	Host            string       // address of this host to listen at; empty: 127.0.0.1
 
 	ImagePending time.Duration // how long a new image is pending
 	MissReads    int           // how many calls miss an id that was just made; -1 is refused
@@ -87,7 +89,7 @@ type Emulator struct {
 	metadata *metadata
 }
 
-// Start serves the account on two free ports of 127.0.0.1 until Close, or
+// Start serves the account on two free ports until Close, or
 // until ctx is done.
 func Start(ctx context.Context, cfg Config) (*Emulator, error) {
 	if err := cfg.check(); err != nil {
@@ -138,7 +140,7 @@ func (c *Config) check() error {
 }
 
 func (e *Emulator) listen(handler http.Handler) (url string, err error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", net.JoinHostPort(cmp.Or(e.cfg.Host, "127.0.0.1"), "0"))
 	if err != nil {
 		return "", err
 	}

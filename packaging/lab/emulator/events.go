@@ -113,10 +113,10 @@ func (e *Emulator) publish(event envelope, at time.Time) (id string, matched boo
 
 // SendRaw puts any message into the queue that SQS would take.
 func (e *Emulator) SendRaw(body string) error {
-	if refusal := checkBody(body); refusal != nil {
+	if refusal := checkMessage(body, nil); refusal != nil {
 		return fmt.Errorf("cannot send a message of %d bytes: %w", len(body), refusal)
 	}
-	if _, refusal := e.queues.main.put(body, 0); refusal != nil {
+	if _, refusal := e.queues.main.put(body, nil, 0); refusal != nil {
 		return fmt.Errorf("cannot send a message of %d bytes: %w", len(body), refusal)
 	}
 	return nil

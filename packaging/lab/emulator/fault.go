@@ -34,6 +34,13 @@ func (e *Emulator) Inject(f Fault) {
 	e.faults.waiting = append(e.faults.waiting, f)
 }
 
+// Calm takes back the faults that have not happened yet.
+func (e *Emulator) Calm() {
+	e.faults.mu.Lock()
+	defer e.faults.mu.Unlock()
+	e.faults.waiting = nil
+}
+
 type faults struct {
 	mu      sync.Mutex
 	waiting []Fault // under mu; Times counts down

@@ -161,7 +161,8 @@ func createSecurityGroup(p *params) func(a *account) (any, *Error) {
 		if !a.hasVPC(vpc) {
 			return nil, aVPC.missing(vpc)
 		}
-		if slices.ContainsFunc(a.groups, func(g *group) bool { return g.vpc == vpc && g.name == name }) {
+		if other := find(a.groups, func(g *group) bool { return g.vpc == vpc && g.name == name }); other != nil {
+			a.act("CreateSecurityGroup", vpc, "group "+name, other.id, false)
 			return nil, refuse("InvalidGroup.Duplicate", "the security group '%s' already exists for VPC '%s'", name, vpc)
 		}
 		g := &group{id: aGroup.newID(), name: name, description: description, vpc: vpc, out: []permission{everywhere}}
@@ -169,6 +170,7 @@ func createSecurityGroup(p *params) func(a *account) (any, *Error) {
 		_ = a.tag(g.id, tags) // the reader has counted them
 		a.hide(g.id)
 		a.counters.made("group")
+		a.act("CreateSecurityGroup", vpc, "group "+name, g.id, true)
 		return &struct {
 			done
 			ID   string    `xml:"groupId"`

@@ -61,6 +61,7 @@ func createImage(p *params) func(a *account) (any, *Error) {
 			return nil, refuse("IncorrectState", "instance %s is %s, not running or stopped", id, m.State)
 		}
 		if other := find(a.images, func(i *image) bool { return i.name == name }); other != nil {
+			a.act("CreateImage", id, "image", name, false)
 			return nil, refuse("InvalidAMIName.Duplicate", "AMI name %s is already in use by AMI %s", name, other.id)
 		}
 		made := &image{id: anImage.newID(), name: name, description: description, instance: id, architecture: m.Architecture,
@@ -75,6 +76,7 @@ func createImage(p *params) func(a *account) (any, *Error) {
 		_ = a.tag(made.id, tags["image"]) // as above
 		a.hide(made.id)
 		a.counters.made("image")
+		a.act("CreateImage", id, "image", name, true)
 		return &struct {
 			meta
 			ID string `xml:"imageId"`

@@ -203,13 +203,15 @@ func modifyInstanceAttribute(p *params) func(a *account) (any, *Error) {
 		faces := a.facesOf(id)
 		switch {
 		case hasProtect:
+			a.act("ModifyInstanceAttribute", id, "disableApiTermination", protect, m.protected != protect)
 			m.protected = protect
 		case shutdown != "":
+			a.act("ModifyInstanceAttribute", id, "instanceInitiatedShutdownBehavior", shutdown, m.shutdown != shutdown)
 			m.shutdown = shutdown
 		case len(faces) > 1:
 			return nil, refuse("InvalidInstanceID", "there are multiple interfaces attached to instance '%s'; specify an interface ID for the operation instead", id)
 		default:
-			if err := a.regroup(faces[0], groups); err != nil {
+			if err := a.regroup("ModifyInstanceAttribute", faces[0], groups); err != nil {
 				return nil, err
 			}
 		}

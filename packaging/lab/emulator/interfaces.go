@@ -7,7 +7,7 @@ import (
 )
 
 // regroup puts an interface into groups of its VPC, and out of all others.
-func (a *account) regroup(f *face, ids []string) *Error {
+func (a *account) regroup(action string, f *face, ids []string) *Error {
 	if len(ids) > maxFaceGroups {
 		return refuse("SecurityGroupsPerInterfaceLimitExceeded", "%d groups are more than %d", len(ids), maxFaceGroups)
 	}
@@ -22,6 +22,8 @@ func (a *account) regroup(f *face, ids []string) *Error {
 			return refuse("InvalidParameterValue", "group %s comes twice", id)
 		}
 	}
+	before, after := slices.Sorted(slices.Values(f.Groups)), slices.Sorted(slices.Values(ids))
+	a.act(action, f.ID, "groups", after, !slices.Equal(before, after))
 	f.Groups = slices.Clone(ids)
 	return nil
 }
@@ -74,7 +76,7 @@ func modifyNetworkInterfaceAttribute(p *params) func(a *account) (any, *Error) {
 		case hasDescription:
 			f.description = description
 		default:
-			if err := a.regroup(f, groups); err != nil {
+			if err := a.regroup("ModifyNetworkInterfaceAttribute", f, groups); err != nil {
 				return nil, err
 			}
 		}

@@ -53,8 +53,10 @@ type queue struct {
 
 type message struct {
 	id, body    string
+	attributes  map[string]messageAttribute // never changed
 	sent, first time.Time
 	shown       time.Time // invisible until then
+	taken       time.Time // received last
 	receives    int
 	delayed     bool // never received, but sent with a delay
 }
@@ -65,14 +67,14 @@ func newQueue(url string) *queue {
 	return &queue{url: url, made: time.Now(), key: key, changed: make(chan struct{})}
 }
 
-func (q *queue) put(body string, delay time.Duration) (id string, err *Error) {
+func (q *queue) put(body string, attributes map[string]messageAttribute, delay time.Duration) (id string, err *Error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.messages) >= maxMessages {
 		return "", refuse("OverLimit", "the queue holds %d messages", maxMessages)
 	}
 	now := time.Now()
-	m := &message{id: newUUID(), body: body, sent: now, shown: now.Add(delay), delayed: delay > 0}
+	m := &message{id: newUUID(), body: body, attributes: attributes, sent: now, shown: now.Add(delay), delayed: delay > 0}
 	q.messages = append(q.messages, m)
 	q.wake()
 	return m.id, nil
@@ -128,7 +130,7 @@ func (q *queue) take(most int, hide time.Duration) (got []message, next time.Tim
 			if m.receives++; m.receives == 1 {
 				m.first = now
 			}
-			m.shown, m.delayed = now.Add(hide), false
+			m.shown, m.taken, m.delayed = now.Add(hide), now, false
 			got = append(got, *m)
 		}
 	}
@@ -198,6 +200,9 @@ func (q *queue) hide(handle string, d time.Duration) *Error {
 	if m == nil || !m.shown.After(now) {
 		return refuse("MessageNotInflight", "the specified message isn't in flight")
 	}
+	if now.Add(d).After(m.taken.Add(maxVisibility)) {
+		return refuse("InvalidParameterValue", "total VisibilityTimeout for the message is beyond the limit [%d seconds]", int(maxVisibility/time.Second))
+	}
 	m.shown = now.Add(d)
 	q.wake()
 	return nil
@@ -230,8 +235,10 @@ func (q *queue) bodies() []string {
 	return out
 }
 
+func (q *queue) name() string { return q.url[strings.LastIndexByte(q.url, '/')+1:] }
+
 func (q *queue) arn(cfg *Config) string {
-	return "arn:aws:sqs:" + cfg.Region + ":" + cfg.AccountID + ":" + q.url[strings.LastIndexByte(q.url, '/')+1:]
+	return "arn:aws:sqs:" + cfg.Region + ":" + cfg.AccountID + ":" + q.name()
 }
 
 func (q *queue) attributes(cfg *Config, dead *queue) map[string]string {

@@ -56,6 +56,12 @@ func TestAMessageIsReceivedAndDeleted(t *testing.T) {
 	if s := l.State().Queue; s.InFlight != 1 || s.Visible != 0 {
 		t.Errorf("%+v", s)
 	}
+	if err := l.show(t, got[0], 12*60*60); codeOf(err) != "InvalidParameterValue" {
+		t.Errorf("invisible for more than 12 hours since its receive: %v", err)
+	}
+	if err := l.show(t, got[0], 11*60*60); err != nil {
+		t.Error(err)
+	}
 	if err := l.show(t, got[0], 0); err != nil {
 		t.Error(err)
 	}

@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -9,7 +10,7 @@ import (
 )
 
 // changeRules is the handler of the four actions on a group's rules.
-func changeRules(of func(*group) *[]permission, change func(have, rules []permission) ([]permission, *Error)) handler {
+func changeRules(action string, of func(*group) *[]permission, change func(have, rules []permission) ([]permission, *Error)) handler {
 	return func(p *params) func(a *account) (any, *Error) {
 		id, rules := p.id("GroupId", aGroup), p.permissions()
 		if len(rules) == 0 {
@@ -23,6 +24,9 @@ func changeRules(of func(*group) *[]permission, change func(have, rules []permis
 			after, err := change(*of(g), rules)
 			if err != nil {
 				return nil, err
+			}
+			for _, r := range rules {
+				a.act(action, id, fmt.Sprintf("rule %s %d-%d %s", r.protocol, r.from, r.to, r.target), action, true)
 			}
 			*of(g) = after
 			return wasDone(), nil

@@ -37,6 +37,8 @@ func (s sqsService) do(r *http.Request, action string, body []byte) (any, *Error
 		return s.send(body)
 	case "GetQueueAttributes":
 		return s.attributes(body)
+	case "GetQueueUrl":
+		return s.queueURL(body)
 	}
 	return nil, refuse("InvalidAction", "the action %.100q is not valid for this endpoint", action)
 }
@@ -55,11 +57,13 @@ func (sqsService) write(w http.ResponseWriter, _ string, answer any, err *Error)
 }
 
 type messageItem struct {
-	Attributes    map[string]string `json:",omitempty"`
-	Body          string
-	MD5OfBody     string
-	MessageId     string
-	ReceiptHandle string
+	Attributes             map[string]string `json:",omitempty"`
+	Body                   string
+	MD5OfBody              string
+	MD5OfMessageAttributes string                      `json:",omitempty"`
+	MessageAttributes      map[string]messageAttribute `json:",omitempty"`
+	MessageId              string
+	ReceiptHandle          string
 }
 
 func (s sqsService) receive(r *http.Request, body []byte) (any, *Error) {
@@ -70,6 +74,7 @@ func (s sqsService) receive(r *http.Request, body []byte) (any, *Error) {
 		WaitTimeSeconds             *int
 		MessageSystemAttributeNames []string
 		AttributeNames              []string
+		MessageAttributeNames       []string
 	}
 	if err := decode(body, &in); err != nil {
 		return nil, err
@@ -101,7 +106,9 @@ func (s sqsService) receive(r *http.Request, body []byte) (any, *Error) {
 		Messages []messageItem `json:",omitempty"`
 	}{}
 	for _, m := range got {
-		out.Messages = append(out.Messages, messageItem{m.pick(names, s.cfg.AccountID), m.body, digest(m.body), m.id, q.handle(m.id, m.receives)})
+		own := pickAttributes(m.attributes, in.MessageAttributeNames)
+		out.Messages = append(out.Messages, messageItem{Attributes: m.pick(names, s.cfg.AccountID), Body: m.body, MD5OfBody: digest(m.body),
+			MessageAttributes: own, MD5OfMessageAttributes: digestAttributes(own), MessageId: m.id, ReceiptHandle: q.handle(m.id, m.receives)})
 	}
 	return out, nil
 }
@@ -178,6 +185,7 @@ func (s sqsService) send(body []byte) (any, *Error) {
 	var in struct {
 		QueueUrl, MessageBody string
 		DelaySeconds          *int
+		MessageAttributes     map[string]messageAttribute
 	}
 	if err := decode(body, &in); err != nil {
 		return nil, err
@@ -190,28 +198,44 @@ func (s sqsService) send(body []byte) (any, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkBody(in.MessageBody); err != nil {
+	if err := checkMessage(in.MessageBody, in.MessageAttributes); err != nil {
 		return nil, err
 	}
-	id, err := q.put(in.MessageBody, time.Duration(delay)*time.Second)
+	id, err := q.put(in.MessageBody, in.MessageAttributes, time.Duration(delay)*time.Second)
 	if err != nil {
 		return nil, err
 	}
-	return struct{ MD5OfMessageBody, MessageId string }{digest(in.MessageBody), id}, nil
+	return struct {
+		MD5OfMessageBody, MessageId string
+		MD5OfMessageAttributes      string `json:",omitempty"`
+	}{digest(in.MessageBody), id, digestAttributes(in.MessageAttributes)}, nil
 }
 
-// checkBody holds a message against SQS's limits. Source: SQS API reference,
-// SendMessage.
-func checkBody(body string) *Error {
-	switch {
-	case body == "":
+// checkMessage holds a message against SQS's limits. Source: SQS API
+// reference, SendMessage.
+func checkMessage(body string, attributes map[string]messageAttribute) *Error {
+	if body == "" {
 		return refuse("MissingParameter", "the request must contain the parameter MessageBody")
-	case len(body) > maxBody:
-		return refuse("InvalidParameterValue", "one or more parameters are invalid: message must be shorter than %d bytes", maxBody)
-	case !utf8.ValidString(body):
+	}
+	if err := checkText(body); err != nil {
+		return err
+	}
+	size, err := checkAttributes(attributes)
+	if err != nil {
+		return err
+	}
+	if len(body)+size > maxBody {
+		return refuse("InvalidParameterValue", "one or more parameters are invalid: message, with its attributes, must be shorter than %d bytes", maxBody)
+	}
+	return nil
+}
+
+// checkText refuses what neither a body nor an attribute may hold.
+func checkText(text string) *Error {
+	if !utf8.ValidString(text) {
 		return refuse("InvalidMessageContents", "the message is not UTF-8")
 	}
-	for _, r := range body {
+	for _, r := range text {
 		if r < 0x20 && r != '\t' && r != '\n' && r != '\r' || r == 0xfffe || r == 0xffff {
 			return refuse("InvalidMessageContents", "invalid characters found: %U", r)
 		}
@@ -231,6 +255,9 @@ func (s sqsService) attributes(body []byte) (any, *Error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(in.AttributeNames) == 0 {
+		return struct{}{}, nil
+	}
 	all, out := q.attributes(&s.cfg, s.queues.dead), map[string]string{}
 	for _, name := range in.AttributeNames {
 		if name == "All" {
@@ -248,4 +275,25 @@ func (s sqsService) attributes(body []byte) (any, *Error) {
 	return struct {
 		Attributes map[string]string `json:",omitempty"`
 	}{out}, nil
+}
+
+// queueURL finds a queue by its name. The account, where the call names one,
+// is its owner.
+func (s sqsService) queueURL(body []byte) (any, *Error) {
+	var in struct{ QueueName, QueueOwnerAWSAccountId string }
+	if err := decode(body, &in); err != nil {
+		return nil, err
+	}
+	if !queueName.MatchString(in.QueueName) {
+		return nil, refuse("InvalidParameterValue", "can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length: %.100q", in.QueueName)
+	}
+	if owner := in.QueueOwnerAWSAccountId; owner != "" && owner != s.cfg.AccountID {
+		return nil, refuse("QueueDoesNotExist", "the specified queue does not exist: %s of account %.20q", in.QueueName, owner)
+	}
+	for _, q := range []*queue{s.queues.main, s.queues.dead} {
+		if q.name() == in.QueueName {
+			return struct{ QueueUrl string }{q.url}, nil
+		}
+	}
+	return nil, refuse("QueueDoesNotExist", "the specified queue does not exist: %s", in.QueueName)
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -30,6 +31,9 @@ type Spec struct {
 	Dir  string
 	Log  io.Writer // its standard output and error; nil is nowhere
 	Name string    // in errors; "" is the program's name
+	// Netns is the path of a network namespace that the child is born in; ""
+	// is the lab's own. It takes CAP_SYS_ADMIN.
+	Netns string
 }
 
 // Child is a running process.
@@ -54,7 +58,7 @@ func Start(spec Spec) (*Child, error) {
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	c.cmd.WaitDelay = 2 * time.Second
 	started := make(chan error)
-	go c.live(started) // ends with the child
+	go c.live(spec.Netns, started) // ends with the child
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", c.name, err)
 	}
@@ -63,11 +67,16 @@ func Start(spec Spec) (*Child, error) {
 
 // live keeps the thread that the child depends on until the child has ended,
 // and ends what is left of its group.
-func (c *Child) live(started chan<- error) {
+func (c *Child) live(netns string, started chan<- error) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer close(c.done)
-	err := c.cmd.Start()
+	err := enter(netns)
+	if netns == "" {
+		defer runtime.UnlockOSThread()
+	} // else the thread, which is elsewhere now, ends with its goroutine
+	if err == nil {
+		err = c.cmd.Start()
+	}
 	started <- err
 	if err != nil {
 		return
@@ -79,6 +88,22 @@ func (c *Child) live(started chan<- error) {
 	c.ended = true
 	c.mu.Unlock()
 	c.err = c.cmd.Wait()
+}
+
+// enter takes this thread into a network namespace.
+func enter(netns string) error {
+	if netns == "" {
+		return nil
+	}
+	f, err := os.Open(netns)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("cannot enter network namespace %s: %w", netns, err)
+	}
+	return nil
 }
 
 // Done is closed when the child has ended.

@@ -238,3 +238,36 @@ func state(pid int) string {
 	_, after, _ := strings.Cut(string(stat), ") ")
 	return after[:min(1, len(after))]
 }
+
+// TestANamespaceOfItsOwn: the child is born there, and the lab stays where it
+// is.
+func TestANamespaceOfItsOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root to make a network namespace")
+	}
+	here, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := exec.Command("/bin/sleep", "600")
+	other.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := other.Start(); err != nil {
+		t.Skipf("cannot make a network namespace: %v", err)
+	}
+	t.Cleanup(func() { _ = other.Process.Kill(); _ = other.Wait() })
+	there := fmt.Sprintf("/proc/%d/ns/net", other.Process.Pid)
+	want, err := os.Readlink(there)
+	if err != nil || want == here {
+		t.Fatalf("%s, %v", want, err)
+	}
+	c := start(t, Spec{Path: "/bin/sleep", Args: []string{"600"}, Netns: there})
+	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", c.Pid())); err != nil || got != want {
+		t.Errorf("the child is in %s, want %s (%v)", got, want, err)
+	}
+	if got, err := os.Readlink("/proc/thread-self/ns/net"); err != nil || got != here {
+		t.Errorf("the lab is in %s, want %s (%v)", got, here, err)
+	}
+	if _, err := Start(Spec{Path: "/bin/sleep", Netns: "/dev/null"}); err == nil || !strings.Contains(err.Error(), "network namespace") {
+		t.Errorf("a child in no namespace: %v", err)
+	}
+}

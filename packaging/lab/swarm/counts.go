@@ -54,7 +54,7 @@ func (c *counts) Handle(_ context.Context, r slog.Record) error {
 	switch {
 	case strings.Contains(why, "use of closed network connection"): // as cut makes it
 		c.cut++
-	case strings.Contains(why, "connection reset by peer"), strings.Contains(why, "broken pipe"), strings.Contains(why, "ResourceExhausted"):
+	case strings.Contains(why, "the collector is busy"), strings.Contains(why, "ResourceExhausted"):
 		c.shed++
 	default:
 		if c.errors++; len(c.said) < 5 {

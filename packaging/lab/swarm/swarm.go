@@ -58,13 +58,13 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	w, err := world.Start(ctx, world.Config{Dir: dir, Binaries: o.Binaries, Log: o.Logs, Instances: o.Sample})
+	w, err := world.Start(ctx, world.Config{Dir: dir, Binaries: o.Binaries, Log: o.Logs, Hosts: o.Sample})
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	s := &swarm{o: o, w: w, counts: &counts{}}
-	if r.EmptyRSS, err = rss(w.CollectorPid()); err != nil {
+	if r.EmptyRSS, err = rss(w.Node(0).Pid()); err != nil {
 		return r, err
 	}
 	if s.agents, err = newAgents(ctx, w, o.Agents, s.counts); err != nil {
@@ -111,10 +111,10 @@ func (s *swarm) measure(ctx context.Context, r *Result) (err error) {
 	if err := sleep(ctx, settle); err != nil {
 		return err
 	}
-	if r.IdleCPU, err = share(ctx, s.w.CollectorPid(), s.o.Idle); err != nil {
+	if r.IdleCPU, err = share(ctx, s.w.Node(0).Pid(), s.o.Idle); err != nil {
 		return err
 	}
-	if r.RSS, err = rss(s.w.CollectorPid()); err != nil {
+	if r.RSS, err = rss(s.w.Node(0).Pid()); err != nil {
 		return err
 	}
 	half := s.o.Sample / 2

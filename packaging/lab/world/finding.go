@@ -70,6 +70,17 @@ func (f Finding) Detail(region, account string) json.RawMessage {
 	return detail
 }
 
+// Event is the finding as EventBridge delivers it, under an id of the
+// caller's, so that it can be delivered twice.
+func (f Finding) Event(id string) string {
+	event, err := json.Marshal(map[string]any{"version": "0", "id": id, "detail-type": "GuardDuty Finding", "source": "aws.guardduty",
+		"account": Account, "time": time.Now().UTC().Format(time.RFC3339), "region": Region, "resources": []any{}, "detail": f.Detail(Region, Account)})
+	if err != nil {
+		panic(err) // the map above always marshals
+	}
+	return string(event)
+}
+
 func randomID() string {
 	b := make([]byte, 16)
 	rand.Read(b)

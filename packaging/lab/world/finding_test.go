@@ -1,8 +1,6 @@
 package world
 
 import (
-	"encoding/json"
-	"fmt"
 	"testing"
 
 	"github.com/quicklime-ir/quicklime/collector/finding"
@@ -24,12 +22,7 @@ func TestTheLabsFindingsAreWhatTheCollectorReads(t *testing.T) {
 		{"an attack sequence", Finding{Type: "AttackSequence:EC2/CompromisedInstanceGroup", Severity: 9, ResourceType: "AttackSequence", Sequence: []string{Victim, Neighbour}}, true, 2},
 	}
 	for _, tt := range tests {
-		envelope := fmt.Sprintf(`{"version":"0","id":"6f1c1e0a-5a0c-4b35-9d0e-0f6f7c1d2a01","detail-type":"GuardDuty Finding","source":"aws.guardduty",
-			"account":%q,"time":"2026-11-20T09:41:07Z","region":%q,"resources":[],"detail":%s}`, Account, Region, tt.finding.Detail(Region, Account))
-		if !json.Valid([]byte(envelope)) {
-			t.Fatalf("%s: not JSON: %s", tt.name, envelope)
-		}
-		f, err := finding.Parse([]byte(envelope))
+		f, err := finding.Parse([]byte(tt.finding.Event("6f1c1e0a-5a0c-4b35-9d0e-0f6f7c1d2a01")))
 		if err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 			continue

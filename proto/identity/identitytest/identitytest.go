@@ -55,6 +55,14 @@ func (a *Authority) Server(t testing.TB) identity.Files {
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 }
 
+// Node gives the files of one node of several, on loopback: it is a server and
+// a client of the others.
+func (a *Authority) Node(t testing.TB, name string) identity.Files {
+	t.Helper()
+	return a.issue(t, name, &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}})
+}
+
 // Agent gives the files of an agent.
 func (a *Authority) Agent(t testing.TB, id identity.AgentID) identity.Files {
 	t.Helper()

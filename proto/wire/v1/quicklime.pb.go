@@ -2761,19 +2761,381 @@ func (x *ListAgentsReply) GetAgents() []*AttachedAgent {
 	return nil
 }
 
+type ListNodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_quicklime_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{37}
+}
+
+type ListNodesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"` // by their names
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesReply) Reset() {
+	*x = ListNodesReply{}
+	mi := &file_quicklime_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesReply) ProtoMessage() {}
+
+func (x *ListNodesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesReply.ProtoReflect.Descriptor instead.
+func (*ListNodesReply) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListNodesReply) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type Node struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // etcd's
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`      // by which the others reach it; empty for one that listens for none
+	Self          bool                   `protobuf:"varint,4,opt,name=self,proto3" json:"self,omitempty"`   // it is the one that answers
+	Voter         bool                   `protobuf:"varint,5,opt,name=voter,proto3" json:"voter,omitempty"` // false: it still learns what the others know
+	Leader        bool                   `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`
+	Started       bool                   `protobuf:"varint,7,opt,name=started,proto3" json:"started,omitempty"` // false: it was let in, and has not been seen yet
+	Answers       bool                   `protobuf:"varint,8,opt,name=answers,proto3" json:"answers,omitempty"` // to the one that answers, now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_quicklime_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Node) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Node) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Node) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Node) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *Node) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *Node) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *Node) GetStarted() bool {
+	if x != nil {
+		return x.Started
+	}
+	return false
+}
+
+func (x *Node) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
+type JoinNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"` // https://HOST:PORT
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinNodeRequest) Reset() {
+	*x = JoinNodeRequest{}
+	mi := &file_quicklime_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinNodeRequest) ProtoMessage() {}
+
+func (x *JoinNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinNodeRequest.ProtoReflect.Descriptor instead.
+func (*JoinNodeRequest) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *JoinNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinNodeRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+type JoinNodeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Join          []byte                 `protobuf:"bytes,1,opt,name=join,proto3" json:"join,omitempty"` // JSON of etcd.Join, for the new node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinNodeReply) Reset() {
+	*x = JoinNodeReply{}
+	mi := &file_quicklime_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinNodeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinNodeReply) ProtoMessage() {}
+
+func (x *JoinNodeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinNodeReply.ProtoReflect.Descriptor instead.
+func (*JoinNodeReply) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *JoinNodeReply) GetJoin() []byte {
+	if x != nil {
+		return x.Join
+	}
+	return nil
+}
+
+type RemoveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_quicklime_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RemoveNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveNodeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeReply) Reset() {
+	*x = RemoveNodeReply{}
+	mi := &file_quicklime_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeReply) ProtoMessage() {}
+
+func (x *RemoveNodeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeReply.ProtoReflect.Descriptor instead.
+func (*RemoveNodeReply) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{43}
+}
+
+// AttachedAgent is an agent that is attached, or was.
 type AttachedAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // SPIFFE id
 	Hello         *Hello                 `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`
 	Attached      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=attached,proto3" json:"attached,omitempty"`
 	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`        // of the collector, by its name
+	Life          string                 `protobuf:"bytes,6,opt,name=life,proto3" json:"life,omitempty"`        // the process of that node
+	Left          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=left,proto3" json:"left,omitempty"`        // not set while it is attached, or where its node died
+	Present       bool                   `protobuf:"varint,8,opt,name=present,proto3" json:"present,omitempty"` // it is attached now
+	Unable        bool                   `protobuf:"varint,9,opt,name=unable,proto3" json:"unable,omitempty"`   // its host's memory cannot be captured, and people are to be told
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachedAgent) Reset() {
 	*x = AttachedAgent{}
-	mi := &file_quicklime_proto_msgTypes[37]
+	mi := &file_quicklime_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +3147,7 @@ func (x *AttachedAgent) String() string {
 func (*AttachedAgent) ProtoMessage() {}
 
 func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[37]
+	mi := &file_quicklime_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +3160,7 @@ func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedAgent.ProtoReflect.Descriptor instead.
 func (*AttachedAgent) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{37}
+	return file_quicklime_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AttachedAgent) GetId() string {
@@ -2827,6 +3189,41 @@ func (x *AttachedAgent) GetLastSeen() *timestamppb.Timestamp {
 		return x.LastSeen
 	}
 	return nil
+}
+
+func (x *AttachedAgent) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AttachedAgent) GetLife() string {
+	if x != nil {
+		return x.Life
+	}
+	return ""
+}
+
+func (x *AttachedAgent) GetLeft() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *AttachedAgent) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *AttachedAgent) GetUnable() bool {
+	if x != nil {
+		return x.Unable
+	}
+	return false
 }
 
 var File_quicklime_proto protoreflect.FileDescriptor
@@ -3010,12 +3407,37 @@ const file_quicklime_proto_rawDesc = "" +
 	"\torder_ids\x18\x01 \x03(\tR\borderIds\"\x13\n" +
 	"\x11ListAgentsRequest\"K\n" +
 	"\x0fListAgentsReply\x128\n" +
-	"\x06agents\x18\x01 \x03(\v2 .quicklime.wire.v1.AttachedAgentR\x06agents\"\xc0\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2 .quicklime.wire.v1.AttachedAgentR\x06agents\"\x12\n" +
+	"\x10ListNodesRequest\"?\n" +
+	"\x0eListNodesReply\x12-\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x17.quicklime.wire.v1.NodeR\x05nodes\"\xb2\x01\n" +
+	"\x04Node\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\x12\x12\n" +
+	"\x04self\x18\x04 \x01(\bR\x04self\x12\x14\n" +
+	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x16\n" +
+	"\x06leader\x18\x06 \x01(\bR\x06leader\x12\x18\n" +
+	"\astarted\x18\a \x01(\bR\astarted\x12\x18\n" +
+	"\aanswers\x18\b \x01(\bR\aanswers\"7\n" +
+	"\x0fJoinNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\"#\n" +
+	"\rJoinNodeReply\x12\x12\n" +
+	"\x04join\x18\x01 \x01(\fR\x04join\"'\n" +
+	"\x11RemoveNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x11\n" +
+	"\x0fRemoveNodeReply\"\xca\x02\n" +
 	"\rAttachedAgent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x05hello\x18\x02 \x01(\v2\x18.quicklime.wire.v1.HelloR\x05hello\x126\n" +
 	"\battached\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\battached\x127\n" +
-	"\tlast_seen\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen*^\n" +
+	"\tlast_seen\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x12\n" +
+	"\x04life\x18\x06 \x01(\tR\x04life\x12.\n" +
+	"\x04left\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04left\x12\x18\n" +
+	"\apresent\x18\b \x01(\bR\apresent\x12\x16\n" +
+	"\x06unable\x18\t \x01(\bR\x06unable*^\n" +
 	"\fMemorySource\x12\x1d\n" +
 	"\x19MEMORY_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MEMORY_SOURCE_KCORE\x10\x01\x12\x16\n" +
@@ -3048,7 +3470,7 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x06Attach\x12\x1f.quicklime.wire.v1.AgentMessage\x1a#.quicklime.wire.v1.CollectorMessage(\x010\x01\x12P\n" +
 	"\bOpenItem\x12\".quicklime.wire.v1.OpenItemRequest\x1a .quicklime.wire.v1.OpenItemReply\x12S\n" +
 	"\tGrantPart\x12#.quicklime.wire.v1.GrantPartRequest\x1a!.quicklime.wire.v1.GrantPartReply\x12S\n" +
-	"\tCloseItem\x12#.quicklime.wire.v1.CloseItemRequest\x1a!.quicklime.wire.v1.CloseItemReply2\x95\x04\n" +
+	"\tCloseItem\x12#.quicklime.wire.v1.CloseItemRequest\x1a!.quicklime.wire.v1.CloseItemReply2\x94\x06\n" +
 	"\x0fOperatorService\x12M\n" +
 	"\aTrigger\x12!.quicklime.wire.v1.TriggerRequest\x1a\x1f.quicklime.wire.v1.TriggerReply\x12S\n" +
 	"\tListCases\x12#.quicklime.wire.v1.ListCasesRequest\x1a!.quicklime.wire.v1.ListCasesReply\x12M\n" +
@@ -3056,7 +3478,11 @@ const file_quicklime_proto_rawDesc = "" +
 	"\tCloseCase\x12#.quicklime.wire.v1.CloseCaseRequest\x1a!.quicklime.wire.v1.CloseCaseReply\x12V\n" +
 	"\n" +
 	"ListAgents\x12$.quicklime.wire.v1.ListAgentsRequest\x1a\".quicklime.wire.v1.ListAgentsReply\x12b\n" +
-	"\x0eControlCapture\x12(.quicklime.wire.v1.ControlCaptureRequest\x1a&.quicklime.wire.v1.ControlCaptureReplyB6Z4github.com/quicklime-ir/quicklime/proto/wire/v1;wireb\x06proto3"
+	"\x0eControlCapture\x12(.quicklime.wire.v1.ControlCaptureRequest\x1a&.quicklime.wire.v1.ControlCaptureReply\x12S\n" +
+	"\tListNodes\x12#.quicklime.wire.v1.ListNodesRequest\x1a!.quicklime.wire.v1.ListNodesReply\x12P\n" +
+	"\bJoinNode\x12\".quicklime.wire.v1.JoinNodeRequest\x1a .quicklime.wire.v1.JoinNodeReply\x12V\n" +
+	"\n" +
+	"RemoveNode\x12$.quicklime.wire.v1.RemoveNodeRequest\x1a\".quicklime.wire.v1.RemoveNodeReplyB6Z4github.com/quicklime-ir/quicklime/proto/wire/v1;wireb\x06proto3"
 
 var (
 	file_quicklime_proto_rawDescOnce sync.Once
@@ -3071,7 +3497,7 @@ func file_quicklime_proto_rawDescGZIP() []byte {
 }
 
 var file_quicklime_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_quicklime_proto_goTypes = []any{
 	(MemorySource)(0),             // 0: quicklime.wire.v1.MemorySource
 	(Compression)(0),              // 1: quicklime.wire.v1.Compression
@@ -3115,10 +3541,17 @@ var file_quicklime_proto_goTypes = []any{
 	(*ControlCaptureReply)(nil),   // 39: quicklime.wire.v1.ControlCaptureReply
 	(*ListAgentsRequest)(nil),     // 40: quicklime.wire.v1.ListAgentsRequest
 	(*ListAgentsReply)(nil),       // 41: quicklime.wire.v1.ListAgentsReply
-	(*AttachedAgent)(nil),         // 42: quicklime.wire.v1.AttachedAgent
-	nil,                           // 43: quicklime.wire.v1.GrantPartReply.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
+	(*ListNodesRequest)(nil),      // 42: quicklime.wire.v1.ListNodesRequest
+	(*ListNodesReply)(nil),        // 43: quicklime.wire.v1.ListNodesReply
+	(*Node)(nil),                  // 44: quicklime.wire.v1.Node
+	(*JoinNodeRequest)(nil),       // 45: quicklime.wire.v1.JoinNodeRequest
+	(*JoinNodeReply)(nil),         // 46: quicklime.wire.v1.JoinNodeReply
+	(*RemoveNodeRequest)(nil),     // 47: quicklime.wire.v1.RemoveNodeRequest
+	(*RemoveNodeReply)(nil),       // 48: quicklime.wire.v1.RemoveNodeReply
+	(*AttachedAgent)(nil),         // 49: quicklime.wire.v1.AttachedAgent
+	nil,                           // 50: quicklime.wire.v1.GrantPartReply.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 52: google.protobuf.Duration
 }
 var file_quicklime_proto_depIdxs = []int32{
 	7,  // 0: quicklime.wire.v1.AgentMessage.hello:type_name -> quicklime.wire.v1.Hello
@@ -3129,69 +3562,77 @@ var file_quicklime_proto_depIdxs = []int32{
 	16, // 5: quicklime.wire.v1.CollectorMessage.cancel:type_name -> quicklime.wire.v1.CancelOrder
 	17, // 6: quicklime.wire.v1.CollectorMessage.taken:type_name -> quicklime.wire.v1.ResultTaken
 	13, // 7: quicklime.wire.v1.CollectorMessage.control:type_name -> quicklime.wire.v1.Control
-	44, // 8: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
+	51, // 8: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
 	8,  // 9: quicklime.wire.v1.Hello.memory_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	44, // 10: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
+	51, // 10: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
 	11, // 11: quicklime.wire.v1.Order.memory:type_name -> quicklime.wire.v1.MemoryCapture
 	14, // 12: quicklime.wire.v1.Order.volatile:type_name -> quicklime.wire.v1.ArtifactCapture
 	14, // 13: quicklime.wire.v1.Order.live:type_name -> quicklime.wire.v1.ArtifactCapture
 	14, // 14: quicklime.wire.v1.Order.symbols:type_name -> quicklime.wire.v1.ArtifactCapture
-	45, // 15: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
+	52, // 15: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
 	0,  // 16: quicklime.wire.v1.MemoryCapture.source:type_name -> quicklime.wire.v1.MemorySource
 	1,  // 17: quicklime.wire.v1.MemoryCapture.compression:type_name -> quicklime.wire.v1.Compression
 	12, // 18: quicklime.wire.v1.MemoryCapture.limits:type_name -> quicklime.wire.v1.Limits
 	12, // 19: quicklime.wire.v1.Control.limits:type_name -> quicklime.wire.v1.Limits
 	1,  // 20: quicklime.wire.v1.ArtifactCapture.compression:type_name -> quicklime.wire.v1.Compression
 	15, // 21: quicklime.wire.v1.ArtifactCapture.definitions:type_name -> quicklime.wire.v1.DefinitionFile
-	45, // 22: quicklime.wire.v1.Progress.left:type_name -> google.protobuf.Duration
+	52, // 22: quicklime.wire.v1.Progress.left:type_name -> google.protobuf.Duration
 	2,  // 23: quicklime.wire.v1.Progress.uplink:type_name -> quicklime.wire.v1.Uplink
 	3,  // 24: quicklime.wire.v1.OrderResult.outcome:type_name -> quicklime.wire.v1.Outcome
 	8,  // 25: quicklime.wire.v1.OrderResult.refused_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	44, // 26: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
-	44, // 27: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
+	51, // 26: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
+	51, // 27: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
 	4,  // 28: quicklime.wire.v1.OpenItemRequest.format:type_name -> quicklime.wire.v1.Format
 	1,  // 29: quicklime.wire.v1.OpenItemRequest.compression:type_name -> quicklime.wire.v1.Compression
 	25, // 30: quicklime.wire.v1.OpenItemRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
 	22, // 31: quicklime.wire.v1.OpenItemReply.stored:type_name -> quicklime.wire.v1.StoredPart
 	25, // 32: quicklime.wire.v1.GrantPartRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
 	26, // 33: quicklime.wire.v1.GrantPartRequest.gaps:type_name -> quicklime.wire.v1.Gap
-	44, // 34: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
-	44, // 35: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
-	45, // 36: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
+	51, // 34: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
+	51, // 35: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
+	52, // 36: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
 	24, // 37: quicklime.wire.v1.GrantPartRequest.frames:type_name -> quicklime.wire.v1.Frame
 	25, // 38: quicklime.wire.v1.Gap.range:type_name -> quicklime.wire.v1.PhysicalRange
-	43, // 39: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
+	50, // 39: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
 	18, // 40: quicklime.wire.v1.GetCaseReply.progress:type_name -> quicklime.wire.v1.Progress
 	12, // 41: quicklime.wire.v1.ControlCaptureRequest.limits:type_name -> quicklime.wire.v1.Limits
-	42, // 42: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
-	7,  // 43: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
-	44, // 44: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
-	44, // 45: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
-	5,  // 46: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
-	20, // 47: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
-	23, // 48: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
-	28, // 49: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
-	30, // 50: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
-	32, // 51: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
-	34, // 52: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
-	36, // 53: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
-	40, // 54: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
-	38, // 55: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
-	6,  // 56: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
-	21, // 57: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
-	27, // 58: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
-	29, // 59: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
-	31, // 60: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
-	33, // 61: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
-	35, // 62: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
-	37, // 63: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
-	41, // 64: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
-	39, // 65: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
-	56, // [56:66] is the sub-list for method output_type
-	46, // [46:56] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	49, // 42: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
+	44, // 43: quicklime.wire.v1.ListNodesReply.nodes:type_name -> quicklime.wire.v1.Node
+	7,  // 44: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
+	51, // 45: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
+	51, // 46: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
+	51, // 47: quicklime.wire.v1.AttachedAgent.left:type_name -> google.protobuf.Timestamp
+	5,  // 48: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
+	20, // 49: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
+	23, // 50: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
+	28, // 51: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
+	30, // 52: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
+	32, // 53: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
+	34, // 54: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
+	36, // 55: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
+	40, // 56: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
+	38, // 57: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
+	42, // 58: quicklime.wire.v1.OperatorService.ListNodes:input_type -> quicklime.wire.v1.ListNodesRequest
+	45, // 59: quicklime.wire.v1.OperatorService.JoinNode:input_type -> quicklime.wire.v1.JoinNodeRequest
+	47, // 60: quicklime.wire.v1.OperatorService.RemoveNode:input_type -> quicklime.wire.v1.RemoveNodeRequest
+	6,  // 61: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
+	21, // 62: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
+	27, // 63: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
+	29, // 64: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
+	31, // 65: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
+	33, // 66: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
+	35, // 67: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
+	37, // 68: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
+	41, // 69: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
+	39, // 70: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
+	43, // 71: quicklime.wire.v1.OperatorService.ListNodes:output_type -> quicklime.wire.v1.ListNodesReply
+	46, // 72: quicklime.wire.v1.OperatorService.JoinNode:output_type -> quicklime.wire.v1.JoinNodeReply
+	48, // 73: quicklime.wire.v1.OperatorService.RemoveNode:output_type -> quicklime.wire.v1.RemoveNodeReply
+	61, // [61:74] is the sub-list for method output_type
+	48, // [48:61] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_quicklime_proto_init() }
@@ -3224,7 +3665,7 @@ func file_quicklime_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quicklime_proto_rawDesc), len(file_quicklime_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   39,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

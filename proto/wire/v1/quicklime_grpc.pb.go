@@ -267,6 +267,9 @@ const (
 	OperatorService_CloseCase_FullMethodName      = "/quicklime.wire.v1.OperatorService/CloseCase"
 	OperatorService_ListAgents_FullMethodName     = "/quicklime.wire.v1.OperatorService/ListAgents"
 	OperatorService_ControlCapture_FullMethodName = "/quicklime.wire.v1.OperatorService/ControlCapture"
+	OperatorService_ListNodes_FullMethodName      = "/quicklime.wire.v1.OperatorService/ListNodes"
+	OperatorService_JoinNode_FullMethodName       = "/quicklime.wire.v1.OperatorService/JoinNode"
+	OperatorService_RemoveNode_FullMethodName     = "/quicklime.wire.v1.OperatorService/RemoveNode"
 )
 
 // OperatorServiceClient is the client API for OperatorService service.
@@ -288,6 +291,12 @@ type OperatorServiceClient interface {
 	// for a case now. The capture's deadline goes on. What is to be captured
 	// besides is for the live capture, which must not have begun.
 	ControlCapture(ctx context.Context, in *ControlCaptureRequest, opts ...grpc.CallOption) (*ControlCaptureReply, error)
+	// ListNodes lists the collector's nodes, as this one sees them.
+	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesReply, error)
+	// JoinNode lets a node into the cluster of the collector's nodes.
+	JoinNode(ctx context.Context, in *JoinNodeRequest, opts ...grpc.CallOption) (*JoinNodeReply, error)
+	// RemoveNode takes a node out of it, for good.
+	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeReply, error)
 }
 
 type operatorServiceClient struct {
@@ -358,6 +367,36 @@ func (c *operatorServiceClient) ControlCapture(ctx context.Context, in *ControlC
 	return out, nil
 }
 
+func (c *operatorServiceClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNodesReply)
+	err := c.cc.Invoke(ctx, OperatorService_ListNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorServiceClient) JoinNode(ctx context.Context, in *JoinNodeRequest, opts ...grpc.CallOption) (*JoinNodeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JoinNodeReply)
+	err := c.cc.Invoke(ctx, OperatorService_JoinNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorServiceClient) RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeReply)
+	err := c.cc.Invoke(ctx, OperatorService_RemoveNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperatorServiceServer is the server API for OperatorService service.
 // All implementations must embed UnimplementedOperatorServiceServer
 // for forward compatibility.
@@ -377,6 +416,12 @@ type OperatorServiceServer interface {
 	// for a case now. The capture's deadline goes on. What is to be captured
 	// besides is for the live capture, which must not have begun.
 	ControlCapture(context.Context, *ControlCaptureRequest) (*ControlCaptureReply, error)
+	// ListNodes lists the collector's nodes, as this one sees them.
+	ListNodes(context.Context, *ListNodesRequest) (*ListNodesReply, error)
+	// JoinNode lets a node into the cluster of the collector's nodes.
+	JoinNode(context.Context, *JoinNodeRequest) (*JoinNodeReply, error)
+	// RemoveNode takes a node out of it, for good.
+	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeReply, error)
 	mustEmbedUnimplementedOperatorServiceServer()
 }
 
@@ -404,6 +449,15 @@ func (UnimplementedOperatorServiceServer) ListAgents(context.Context, *ListAgent
 }
 func (UnimplementedOperatorServiceServer) ControlCapture(context.Context, *ControlCaptureRequest) (*ControlCaptureReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ControlCapture not implemented")
+}
+func (UnimplementedOperatorServiceServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
+}
+func (UnimplementedOperatorServiceServer) JoinNode(context.Context, *JoinNodeRequest) (*JoinNodeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method JoinNode not implemented")
+}
+func (UnimplementedOperatorServiceServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
 }
 func (UnimplementedOperatorServiceServer) mustEmbedUnimplementedOperatorServiceServer() {}
 func (UnimplementedOperatorServiceServer) testEmbeddedByValue()                         {}
@@ -534,6 +588,60 @@ func _OperatorService_ControlCapture_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OperatorService_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServiceServer).ListNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorService_ListNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServiceServer).ListNodes(ctx, req.(*ListNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _OperatorService_JoinNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServiceServer).JoinNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorService_JoinNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServiceServer).JoinNode(ctx, req.(*JoinNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _OperatorService_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServiceServer).RemoveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorService_RemoveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServiceServer).RemoveNode(ctx, req.(*RemoveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // OperatorService_ServiceDesc is the grpc.ServiceDesc for OperatorService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -564,6 +672,18 @@ var OperatorService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ControlCapture",
 			Handler:    _OperatorService_ControlCapture_Handler,
+		},
+		{
+			MethodName: "ListNodes",
+			Handler:    _OperatorService_ListNodes_Handler,
+		},
+		{
+			MethodName: "JoinNode",
+			Handler:    _OperatorService_JoinNode_Handler,
+		},
+		{
+			MethodName: "RemoveNode",
+			Handler:    _OperatorService_RemoveNode_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,278 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/identity/identitytest"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+func whole() *wire.AgentMessage {
+	return &wire.AgentMessage{Body: &wire.AgentMessage_Result{Result: &wire.OrderResult{OrderId: "c1/memory", Outcome: wire.Outcome_OUTCOME_WHOLE}}}
+}
+
+func isTaken(m *wire.CollectorMessage) bool { return m.GetTaken().GetOrderId() == "c1/memory" }
+
+// TestAnAgentServesACaseOfAnotherNode: its order, its progress, its evidence
+// and its result go through the node that it hangs on.
+func TestAnAgentServesACaseOfAnotherNode(t *testing.T) {
+	first := newHouse(t)
+	second := first.next(t)
+	a, err := second.attach(t, victim, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, cancel := first.capture(t, memory(victim))
+	defer cancel()
+	a.expect(t, "the order", isOrder)
+	a.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Progress{Progress: &wire.Progress{OrderId: "c1/memory", BytesRead: 42}}})
+	first.awaitCapture(t, "c1/memory", func(c *capture) bool { return c.progress.GetBytesRead() == 42 })
+	part := &wire.GrantPartRequest{OrderId: "c1/memory", ItemId: "memory.memory", Number: 1, Size: 9, Sha256: make([]byte, 32)}
+	if r, err := a.GrantPart(t.Context(), part); err != nil || r.GetUrl() == "" {
+		t.Errorf("grant %v, %v", r, err)
+	}
+	a.Send(whole())
+	a.expect(t, "that its result is taken", isTaken)
+	if r, err := result(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE || r.Agent.Hostname != "victim" {
+		t.Errorf("result %+v, %v", r, err)
+	}
+	for range 1000 {
+		if _, err = a.GrantPart(t.Context(), part); err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a grant after the end: %v", err)
+	}
+}
+
+// TestAnAgentMovesInTheMidstOfACapture from the node that runs its case to
+// another.
+func TestAnAgentMovesInTheMidstOfACapture(t *testing.T) {
+	first := newHouse(t)
+	second := first.next(t)
+	result, cancel := first.capture(t, memory(victim))
+	defer cancel()
+	for _, node := range []*house{first, second} {
+		a, err := node.attach(t, victim, hello())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.expect(t, "the order", isOrder)
+		if node == second {
+			a.Send(whole())
+			a.expect(t, "that its result is taken", isTaken)
+		}
+	}
+	if r, err := result(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE {
+		t.Errorf("result %+v, %v", r, err)
+	}
+}
+
+// TestACaptureOutlivesTheNodeThatRunsItsCase: who takes the case up finds the
+// order given, and its result.
+func TestACaptureOutlivesTheNodeThatRunsItsCase(t *testing.T) {
+	first := newHouse(t)
+	second := first.next(t)
+	a, err := second.attach(t, victim, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, stop := first.capture(t, memory(victim))
+	a.expect(t, "the order", isOrder)
+	stop()
+	if _, err := result(); !errors.Is(err, context.Canceled) {
+		t.Errorf("a node that stops gave %v", err)
+	}
+	a.Send(whole())
+	a.expect(t, "that its result is taken, and not that it should stop", isTaken)
+	again, cancel := second.capture(t, memory(victim))
+	defer cancel()
+	if r, err := again(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE {
+		t.Errorf("result %+v, %v", r, err)
+	}
+}
+
+// TestAnAgentIsWhereItsNodeLives: the others know it to be there as long as
+// the node is, and what it was when it is not.
+func TestAnAgentIsWhereItsNodeLives(t *testing.T) {
+	first := newHouse(t)
+	second := first.next(t)
+	if _, err := second.attach(t, victim, hello()); err != nil {
+		t.Fatal(err)
+	}
+	agents := func() *wire.AttachedAgent {
+		all, err := first.Agents(t.Context())
+		if err != nil || len(all) != 1 {
+			t.Fatalf("agents %v, %v", all, err)
+		}
+		return all[0]
+	}
+	if a := agents(); !a.GetPresent() || a.GetNode() != "second" || a.GetHello().GetHostname() != "victim" {
+		t.Errorf("the first node knows %v", a)
+	}
+	if i := memory(victim).Instance; !first.present(t.Context(), i) {
+		t.Error("it is absent")
+	}
+	second.state.Expire() // the node hangs; it comes back
+	for range 2000 {
+		if agents().GetPresent() {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if !agents().GetPresent() {
+		t.Error("a node that came back has lost its agent")
+	}
+	second.stop()
+	second.state.Expire() // the node is dead
+	if a := agents(); a.GetPresent() || a.GetHello().GetHostname() != "victim" {
+		t.Errorf("of an agent whose node is dead the first knows %v", a)
+	}
+	c := memory(victim)
+	c.Absent = time.Millisecond
+	result, cancel := first.capture(t, c)
+	defer cancel()
+	if r, err := result(); !errors.Is(err, ErrAbsent) || r.Agent.Hostname != "victim" {
+		t.Errorf("result %+v, %v", r, err)
+	}
+}
+
+// TestAnAgentThatLeftIsRemembered, but not by the node that it has left for
+// another.
+func TestAnAgentThatLeftIsRemembered(t *testing.T) {
+	h := newHouse(t)
+	a, err := h.attach(t, victim, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.CloseSend()
+	for range 2000 {
+		all, err := h.Agents(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == 1 && !all[0].GetPresent() && all[0].GetLeft() != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Error("it is not known that the agent has left")
+}
+
+// flaky is a store whose changes fail while it is down.
+type flaky struct {
+	store.Store
+	mu   sync.Mutex
+	down bool // owned by mu
+}
+
+func (s *flaky) set(down bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down = down
+}
+
+func (s *flaky) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.down {
+		return 0, errors.New("no leader")
+	}
+	return s.Store.Put(ctx, key, value, revision)
+}
+
+// TestAResultIsTakenOnceItIsDurable, and not before.
+func TestAResultIsTakenOnceItIsDurable(t *testing.T) {
+	state := store.Memory()
+	s := &flaky{Store: state}
+	h := houseOf(t, Config{Node: "first", Store: s}, state, identitytest.New(t))
+	a, err := h.attach(t, victim, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, cancel := h.capture(t, memory(victim))
+	defer cancel()
+	a.expect(t, "the order", isOrder)
+	s.set(true)
+	a.Send(whole())
+	a.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Result{Result: &wire.OrderResult{OrderId: "c9/memory"}}})
+	a.expect(t, "that the result of an order that nobody gave is taken", func(m *wire.CollectorMessage) bool { return m.GetTaken().GetOrderId() == "c9/memory" })
+	s.set(false)
+	a.Send(whole())
+	a.expect(t, "that its result is taken", isTaken)
+	if r, err := result(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE {
+		t.Errorf("result %+v, %v", r, err)
+	}
+}
+
+// TestAHostThatCannotBeCapturedIsToldOnce, and again when it comes to be so
+// anew.
+func TestAHostThatCannotBeCapturedIsToldOnce(t *testing.T) {
+	var told []string
+	fails := true
+	alert := func(_ context.Context, hosts []*wire.AttachedAgent) error {
+		if fails {
+			fails = false
+			return errors.New("no webhook answers")
+		}
+		for _, a := range hosts {
+			told = append(told, a.GetId())
+		}
+		return nil
+	}
+	state := store.Memory()
+	h := houseOf(t, Config{Node: "first", Store: state, Alert: alert}, state, identitytest.New(t))
+	locked, fine := hello(), hello()
+	locked.MemorySources = []*wire.SourceVerdict{{Source: "kcore", Reason: "lockdown"}, {Source: "lime", Reason: "no_module"}}
+	fine.MemorySources = []*wire.SourceVerdict{{Source: "kcore", Usable: true}}
+	for n, tt := range []struct {
+		hello *wire.Hello
+		times int // told in all
+	}{{locked, 1}, {locked, 1}, {fine, 1}, {locked, 2}} {
+		a, err := h.attach(t, victim, tt.hello)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			h.alert(t.Context())
+		}
+		if len(told) != tt.times {
+			t.Errorf("after hello %d it was told %d times, want %d", n, len(told), tt.times)
+		}
+		a.CloseSend()
+		for h.has(victim) {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if !slices.Contains(told, victim.String()) {
+		t.Errorf("told of %q", told)
+	}
+}
+
+// TestOrdersOfACaseThatIsOver are taken back, and no others.
+func TestOrdersOfACaseThatIsOver(t *testing.T) {
+	h := newHouse(t)
+	h.stop()
+	ordered(t, h.Fleet, memory(victim))
+	other := memory(intruder)
+	other.ID, other.Case = "c10/memory", "c10"
+	ordered(t, h.Fleet, other)
+	if err := h.EndAll(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := h.state.List(t.Context(), capturePrefix)
+	if err != nil || len(entries) != 1 || entries[0].Key != "capture/c10/memory" {
+		t.Errorf("there is %v, %v", entries, err)
+	}
+}

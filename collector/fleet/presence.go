@@ -1,0 +1,358 @@
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
+)
+
+// Where each agent is, and was last, is in the store: agent/ACCOUNT/REGION/INSTANCE
+// says what it told of itself, and the process that has its stream. It is
+// attached if that process lives, which node/NAME says.
+const (
+	agentPrefix = "agent/"
+	nodePrefix  = "node/"
+)
+
+const (
+	tellEvery  = 2 * time.Second // what is new of agents and captures
+	alertEvery = 30 * time.Second
+	tellers    = 64 // keys that are written at a time
+	// forgetAfter is how long an agent that left is remembered.
+	forgetAfter = 30 * 24 * time.Hour
+	forgetEvery = time.Hour
+)
+
+func (k agentKey) key() string {
+	return agentPrefix + k.account + "/" + k.region + "/" + k.instance
+}
+
+// newLife names a process.
+func newLife() string {
+	b := make([]byte, 8)
+	rand.Read(b) // it never fails, crypto/rand says
+	return hex.EncodeToString(b)
+}
+
+// live says to the other nodes that this process lives, again whenever they
+// may have come to think otherwise.
+func (f *Fleet) live(ctx context.Context) error {
+	for {
+		claim, err := f.cfg.Store.Claim(ctx, nodePrefix+f.cfg.Node, []byte(f.life))
+		if err == nil {
+			select {
+			case <-claim.Lost:
+				continue
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		f.log.Warn("cannot tell the other nodes that this one is here, will try again", "node", f.cfg.Node, "error", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// tell writes down what is new of this node's agents and their captures. It is
+// what others see, and no more often than they need.
+func (f *Fleet) tell(ctx context.Context) error {
+	news, alert, forget := time.NewTicker(tellEvery), time.NewTicker(alertEvery), time.NewTicker(forgetEvery)
+	defer news.Stop()
+	defer alert.Stop()
+	defer forget.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-news.C:
+			f.tellNews(ctx)
+		case <-alert.C:
+			f.alert(ctx)
+		case <-forget.C:
+			f.forgetOld(ctx)
+		}
+	}
+}
+
+func (f *Fleet) tellNews(ctx context.Context) {
+	var group errgroup.Group
+	group.SetLimit(tellers)
+	for _, a := range f.untold() {
+		group.Go(func() error { f.announce(ctx, a); return nil })
+	}
+	for id, p := range f.progressed() {
+		group.Go(func() error { f.tellProgress(ctx, id, p); return nil })
+	}
+	_ = group.Wait() // none fails: each says itself what went wrong
+}
+
+// untold gives the agents that the store does not know to be here.
+func (f *Fleet) untold() []*attached {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []*attached
+	for _, a := range f.agents {
+		if a.told == 0 {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// announce writes down that an agent is here. Where that fails it is tried
+// again.
+func (f *Fleet) announce(ctx context.Context, a *attached) {
+	select {
+	case f.telling <- struct{}{}:
+		defer func() { <-f.telling }()
+	case <-ctx.Done():
+		return
+	}
+	key := keyOf(a.id).key()
+	for try := 1; ; try++ {
+		now := a.wire()
+		now.Node, now.Life = f.cfg.Node, f.life
+		before, revision, err := f.lastSeen(ctx, key)
+		if err == nil {
+			now.Unable = unable(a.hello) && (before == nil || before.GetUnable() || !unable(before.GetHello()))
+			revision, err = f.putAgent(ctx, key, now, revision)
+		}
+		if errors.Is(err, store.ErrConflict) && try < tries {
+			continue
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				f.log.Warn("cannot tell the other nodes of an agent, will try again", "agent", a.id.String(), "error", err)
+			}
+			return
+		}
+		f.mu.Lock()
+		a.told, a.alert = revision, now.GetUnable()
+		f.mu.Unlock()
+		return
+	}
+}
+
+// farewell writes down that an agent has left, unless another node has it now.
+func (f *Fleet) farewell(ctx context.Context, a *attached) {
+	f.mu.Lock()
+	told := a.told
+	gone := a.wire()
+	gone.Unable = a.alert
+	f.mu.Unlock()
+	if told == 0 || f.over.Load() {
+		return // the others learn it from this node's own end
+	}
+	select {
+	case f.telling <- struct{}{}:
+		defer func() { <-f.telling }()
+	case <-ctx.Done():
+		return
+	}
+	gone.Left = timestamppb.Now()
+	if _, err := f.putAgent(ctx, keyOf(a.id).key(), gone, told); err != nil && !errors.Is(err, store.ErrConflict) {
+		f.log.Warn("cannot tell the other nodes that an agent has left", "agent", a.id.String(), "error", err)
+	}
+}
+
+func (f *Fleet) putAgent(ctx context.Context, key string, a *wire.AttachedAgent, revision int64) (int64, error) {
+	value, err := proto.Marshal(a)
+	if err != nil {
+		return 0, err
+	}
+	return f.cfg.Store.Put(ctx, key, value, revision)
+}
+
+// lastSeen gives what was known of an agent last, nil where that is nothing.
+func (f *Fleet) lastSeen(ctx context.Context, key string) (*wire.AttachedAgent, int64, error) {
+	value, revision, err := f.cfg.Store.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	a := &wire.AttachedAgent{}
+	return a, revision, proto.Unmarshal(value, a)
+}
+
+// lives gives the processes that have agents now.
+func (f *Fleet) lives(ctx context.Context) (map[string]bool, error) {
+	entries, err := f.cfg.Store.List(ctx, nodePrefix)
+	out := map[string]bool{}
+	for _, e := range entries {
+		out[string(e.Value)] = true
+	}
+	return out, err
+}
+
+// present reports whether an instance's agent is attached, to whichever node.
+// Where that cannot be told, it is.
+func (f *Fleet) present(ctx context.Context, i evidence.Instance) bool {
+	f.mu.Lock()
+	here := f.agents[agentOfInstance(i)] != nil
+	f.mu.Unlock()
+	if here {
+		return true
+	}
+	a, _, err := f.lastSeen(ctx, agentOfInstance(i).key())
+	if err != nil || a == nil || a.GetLeft() != nil {
+		return err != nil
+	}
+	lives, err := f.lives(ctx)
+	return err != nil || lives[a.GetLife()]
+}
+
+// agentOf gives what is known of an instance's agent, in the words of
+// evidence; nothing where that is nothing.
+func (f *Fleet) agentOf(ctx context.Context, i evidence.Instance) evidence.Agent {
+	f.mu.Lock()
+	a := f.agents[agentOfInstance(i)]
+	f.mu.Unlock()
+	if a != nil {
+		return describe(a.hello, a.ahead)
+	}
+	last, _, err := f.lastSeen(ctx, agentOfInstance(i).key())
+	if err != nil || last == nil {
+		return evidence.Agent{}
+	}
+	return describe(last.GetHello(), last.GetHello().GetWallClock().AsTime().Sub(last.GetAttached().AsTime()))
+}
+
+// Agents gives the agents of all nodes, by their names, and those that left in
+// the last 30 days.
+func (f *Fleet) Agents(ctx context.Context) ([]*wire.AttachedAgent, error) {
+	lives, err := f.lives(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list agents: %w", err)
+	}
+	entries, err := f.cfg.Store.List(ctx, agentPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list agents: %w", err)
+	}
+	known := map[string]*wire.AttachedAgent{}
+	for _, e := range entries {
+		a := &wire.AttachedAgent{}
+		if err := proto.Unmarshal(e.Value, a); err != nil {
+			return nil, fmt.Errorf("cannot read what is known of agent %s: %w", e.Key, err)
+		}
+		a.Present = a.GetLeft() == nil && lives[a.GetLife()]
+		known[a.GetId()] = a
+	}
+	f.mu.Lock()
+	for _, a := range f.agents { // of these more is known here
+		here := a.wire()
+		here.Node, here.Life, here.Present = f.cfg.Node, f.life, true
+		known[here.GetId()] = here
+	}
+	f.mu.Unlock()
+	var out []*wire.AttachedAgent
+	for _, a := range known {
+		out = append(out, a)
+	}
+	slices.SortFunc(out, func(a, b *wire.AttachedAgent) int { return cmp.Compare(a.GetId(), b.GetId()) })
+	return out, nil
+}
+
+// forgetOld drops what is known of agents that left long ago.
+func (f *Fleet) forgetOld(ctx context.Context) {
+	entries, err := f.cfg.Store.List(ctx, agentPrefix)
+	for _, e := range entries {
+		a := &wire.AttachedAgent{}
+		if bad := proto.Unmarshal(e.Value, a); bad != nil || a.GetLeft() == nil || time.Since(a.GetLeft().AsTime()) < forgetAfter {
+			continue
+		}
+		if gone := f.cfg.Store.Delete(ctx, e.Key, e.Revision); !errors.Is(gone, store.ErrConflict) {
+			err = errors.Join(err, gone)
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		f.log.Warn("cannot forget agents that left long ago, will try again", "error", err)
+	}
+}
+
+// unable reports whether an agent says that its host's memory cannot be
+// captured.
+func unable(h *wire.Hello) bool {
+	return !slices.ContainsFunc(h.GetMemorySources(), (*wire.SourceVerdict).GetUsable)
+}
+
+// alert tells, once for each time that it comes to be so, which hosts' memory
+// cannot be captured. They are told together, as a bad image makes many.
+func (f *Fleet) alert(ctx context.Context) {
+	f.mu.Lock()
+	var hosts []*attached
+	var names []*wire.AttachedAgent
+	for _, a := range f.agents {
+		if a.alert {
+			hosts, names = append(hosts, a), append(names, a.wire())
+		}
+	}
+	f.mu.Unlock()
+	if len(hosts) == 0 {
+		return
+	}
+	for _, a := range names {
+		f.log.Warn("this host's memory could not be captured", "agent", a.GetId(), "host", a.GetHello().GetHostname(), "sources", Verdicts(a.GetHello()))
+	}
+	if f.cfg.Alert != nil {
+		if err := f.cfg.Alert(ctx, names); err != nil {
+			f.log.Error("cannot tell of hosts that cannot be captured, will try again", "hosts", len(names), "error", err)
+			return
+		}
+	}
+	for _, a := range hosts {
+		f.alerted(ctx, a)
+	}
+}
+
+// alerted writes down that an agent's host was told of.
+func (f *Fleet) alerted(ctx context.Context, a *attached) {
+	f.mu.Lock()
+	now, told := a.wire(), a.told
+	f.mu.Unlock()
+	now.Node, now.Life = f.cfg.Node, f.life
+	revision, err := f.putAgent(ctx, keyOf(a.id).key(), now, told)
+	if err != nil && !errors.Is(err, store.ErrConflict) {
+		f.log.Warn("cannot write down that a host was told of, it will be told again", "agent", a.id.String(), "error", err)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.alert = false
+	if err == nil {
+		a.told = revision
+	}
+}
+
+// Verdicts says in a line what a host's memory could be captured by, and why
+// not.
+func Verdicts(h *wire.Hello) string {
+	var words []string
+	for _, v := range h.GetMemorySources() {
+		word := v.GetSource() + ":ok"
+		if !v.GetUsable() {
+			word = v.GetSource() + ":" + v.GetReason()
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, " ")
+}
