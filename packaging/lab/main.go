@@ -24,6 +24,7 @@ import (
 	"github.com/quicklime-ir/quicklime/packaging/lab/crowd"
 	"github.com/quicklime-ir/quicklime/packaging/lab/demo"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
+	"github.com/quicklime-ir/quicklime/packaging/lab/swarm"
 	"github.com/quicklime-ir/quicklime/packaging/lab/wires"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
@@ -31,6 +32,7 @@ import (
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Run the main job, from a finding to a sealed case, and check it."`
 	Bench   benchCmd   `cmd:"" help:"Measure a capture, a line for each figure: name value unit."`
+	Swarm   swarmCmd   `cmd:"" help:"Attach thousands of agents to a collector, and measure, a line for each figure: name value unit."`
 	Chaos   chaosCmd   `cmd:"" help:"Torment collectors while they work, and judge whether a case was lost or a step done twice."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
 	Crowd   crowdCmd   `cmd:"" name:"crowd" help:"Make a busy host in this process's namespaces, and measure on it; bench starts it." hidden:""`
@@ -110,6 +112,31 @@ func (c *benchCmd) Run(ctx context.Context) error {
 	}
 	return bench.Run(ctx, bench.Options{Binaries: binaries, Kit: kit, Cache: cache, Source: c.Source, Rounds: c.Rounds, Parts: parts,
 		Out: os.Stdout, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+}
+
+type swarmCmd struct {
+	Bin    string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
+	Agents int           `help:"How many agents." default:"10000"`
+	Sample int           `help:"Of these: agents that get orders, half of them while the others come back." default:"80"`
+	Idle   time.Duration `help:"How long the idle collector is watched." default:"30s"`
+	Log    string        `help:"File for the collector's log." type:"path" default:"/dev/null"`
+}
+
+func (c *swarmCmd) Run(ctx context.Context) (err error) {
+	if c.Sample < 2 || c.Agents <= c.Sample {
+		return fmt.Errorf("cannot make a swarm of %d agents with a sample of %d: want more agents than that, and a sample of 2 or more", c.Agents, c.Sample)
+	}
+	binaries, err := world.BinariesIn(c.Bin)
+	if err != nil {
+		return err
+	}
+	logs, err := os.Create(c.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, logs.Close()) }()
+	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Idle: c.Idle, Out: os.Stdout, Logs: logs})
+	return err
 }
 
 type chaosCmd struct {
