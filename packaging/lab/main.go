@@ -111,6 +111,9 @@ func (c *benchCmd) Run(ctx context.Context) error {
 		Out: os.Stdout, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
 
+// settle is how long a collector is left alone before it counts as idle.
+const settle = 10 * time.Second
+
 type swarmCmd struct {
 	Bin    string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
 	Agents int           `help:"How many agents." default:"10000"`
@@ -132,7 +135,7 @@ func (c *swarmCmd) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, logs.Close()) }()
-	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Idle: c.Idle, Out: os.Stdout, Logs: logs})
+	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Settle: settle, Idle: c.Idle, Out: os.Stdout, Logs: logs})
 	return err
 }
 
