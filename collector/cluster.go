@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -12,8 +13,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/desk"
 	"github.com/quicklime-ir/quicklime/collector/store/etcd"
+	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
 // nodeFlags say which node this is, how others reach it, and what is left when
@@ -117,6 +122,37 @@ func authorities(path string) (out []*x509.Certificate, err error) {
 	}
 }
 
+// nodes is the cluster as operators see it.
+type nodes struct {
+	*etcd.Store
+	backup *backup.Backup
+}
+
+// Nodes gives the nodes of the cluster, and the last snapshot of their state.
+func (n nodes) Nodes(ctx context.Context) *wire.ListNodesReply {
+	out := &wire.ListNodesReply{}
+	for _, m := range n.Members(ctx) {
+		out.Nodes = append(out.Nodes, &wire.Node{Id: m.ID, Name: m.Name, Url: m.URL, Self: m.Self, Voter: m.Voter, Leader: m.Leader, Started: m.Started, Answers: m.Answers})
+	}
+	if taken := n.backup.Last(); taken.Key != "" {
+		out.Snapshot = &wire.Snapshot{Key: taken.Key, Taken: timestamppb.New(taken.Time), Bytes: taken.Size}
+	}
+	if err := n.backup.Health(); err != nil {
+		out.NoSnapshot = err.Error()
+	}
+	return out
+}
+
+// Join lets a node in, and gives what its serve --join takes.
+func (n nodes) Join(ctx context.Context, name, url string) ([]byte, error) {
+	j, err := n.Store.Join(ctx, name, url)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := json.MarshalIndent(j, "", "  ")
+	return append(raw, '\n'), err
+}
+
 type clusterCmd struct {
 	List   clusterListCmd   `cmd:"" help:"List the nodes, and say how many may be lost."`
 	Join   clusterJoinCmd   `cmd:"" help:"Let a new node in; what is printed is for its 'serve --join'."`
@@ -135,7 +171,7 @@ func (c *clusterListCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return desk.PrintNodes(out, nodes)
+	return desk.PrintNodes(out, nodes, time.Now())
 }
 
 type clusterJoinCmd struct {

@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/config"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/docket"
+	"github.com/quicklime-ir/quicklime/collector/ledger"
 	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 )
@@ -22,9 +24,11 @@ import (
 // left that has it.
 type restoreCmd struct {
 	dataFlag
-	Bucket   string `help:"The evidence bucket that holds the snapshots."`
-	Snapshot string `help:"Key of a snapshot in the bucket, the newest where none is given; without --bucket a file." placeholder:"KEY|FILE"`
-	Node     string `help:"Name of the node that is made; the host's name where none is given." placeholder:"NAME"`
+	Bucket    string        `help:"The evidence bucket: it holds the snapshots, and the journals by which cases are brought to where they were."`
+	Snapshot  string        `help:"Key of a snapshot in the bucket, the newest where none is given, or a file." placeholder:"KEY|FILE"`
+	Retention time.Duration `help:"As the service has it: for what is added to journals."`
+	KMSKey    string        `help:"As the service has it."`
+	Node      string        `help:"Name of the node that is made; the host's name where none is given." placeholder:"NAME"`
 }
 
 // Run restores, and opens what was restored: what is printed is what the
@@ -41,7 +45,11 @@ func (c *restoreCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return fmt.Errorf("cannot make data folder: %w", err)
 	}
-	path, from, done, err := c.fetch(ctx)
+	bucket, err := c.locker(ctx, log)
+	if err != nil {
+		return err
+	}
+	path, from, done, err := c.fetch(ctx, bucket)
 	if err != nil {
 		return err
 	}
@@ -49,36 +57,95 @@ func (c *restoreCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := etcd.Restore(path, node.Dir, node.Name, log); err != nil {
 		return err
 	}
-	return c.report(ctx, out, node, from)
+	s, err := etcd.Open(ctx, node)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return c.finish(ctx, out, s, bucket, node, from)
+}
+
+// locker opens the bucket, nil where none is named.
+func (c *restoreCmd) locker(ctx context.Context, log *slog.Logger) (*locker.Locker, error) {
+	if c.Bucket == "" {
+		return nil, nil
+	}
+	sdk, err := config.LoadDefaultConfig(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot load AWS configuration: %w", err)
+	}
+	return locker.New(sdk, locker.Config{Bucket: c.Bucket, Retention: c.Retention, KMSKeyID: c.KMSKey}, log)
 }
 
 // fetch gives the snapshot as a file, and what it is called. The caller calls
 // done.
-func (c *restoreCmd) fetch(ctx context.Context) (path, from string, done func(), err error) {
-	if c.Bucket == "" {
-		if c.Snapshot == "" {
-			return "", "", nil, errors.New("no snapshot is named: name the evidence bucket with --bucket, or a file with --snapshot")
-		}
-		return c.Snapshot, c.Snapshot, func() {}, nil
-	}
-	sdk, err := config.LoadDefaultConfig(ctx)
-	if err != nil {
-		return "", "", nil, fmt.Errorf("cannot load AWS configuration: %w", err)
-	}
-	bucket, err := locker.New(sdk, locker.Config{Bucket: c.Bucket}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return "", "", nil, err
-	}
+func (c *restoreCmd) fetch(ctx context.Context, bucket *locker.Locker) (path, from string, done func(), err error) {
 	key := c.Snapshot
-	if key == "" {
+	switch {
+	case key == "" && bucket == nil:
+		return "", "", nil, errors.New("no snapshot is named: name the evidence bucket with --bucket, or a file with --snapshot")
+	case key == "":
 		if key, err = newest(ctx, bucket); err != nil {
 			return "", "", nil, err
 		}
+	case bucket == nil || !strings.HasPrefix(key, locker.StatePrefix):
+		return key, key, func() {}, nil
 	}
 	if path, err = download(ctx, bucket, key, c.Data); err != nil {
 		return "", "", nil, err
 	}
 	return path, "s3://" + c.Bucket + "/" + key, func() { os.Remove(path) }, nil
+}
+
+// finish brings the cases to where they were, and says what there is.
+func (c *restoreCmd) finish(ctx context.Context, out io.Writer, s *etcd.Store, bucket *locker.Locker, node etcd.Config, from string) error {
+	var brought []string
+	var behind error
+	cases := docket.New(docket.Config{Store: s, Node: node.Name, Log: node.Log, Now: time.Now})
+	if bucket != nil {
+		cases = docket.New(docket.Config{Store: s, Node: node.Name, Bucket: bucket, Log: node.Log, Now: time.Now})
+		book := &ledger.Ledger{Store: s, Bucket: bucket, Log: node.Log, Now: time.Now}
+		if brought, behind = (catchUp{bucket, cases, book}).run(ctx); behind != nil {
+			behind = fmt.Errorf("cannot bring every case to where its journal has come; what is restored is older: %w", behind)
+		}
+	}
+	if err := c.report(ctx, out, s, cases, node, from, brought); err != nil {
+		return err
+	}
+	return behind
+}
+
+// report says what was restored, and what to do next.
+func (c *restoreCmd) report(ctx context.Context, out io.Writer, s *etcd.Store, cases *docket.Docket, node etcd.Config, from string, brought []string) error {
+	keys, err := s.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	all, err := cases.List(ctx)
+	if err != nil {
+		return err
+	}
+	running, last := 0, int64(0)
+	for _, one := range all {
+		if one.State == casefile.Running {
+			running++
+		}
+	}
+	for _, e := range keys {
+		last = max(last, e.Revision)
+	}
+	fmt.Fprintf(out, "restored %s to %s: %d keys, the last of revision %d; %d cases, %d of them running\n", from, node.Dir, len(keys), last, len(all), running)
+	switch {
+	case len(brought) > 0:
+		fmt.Fprintf(out, "brought to where their journals have come: %s\n", strings.Join(brought, ", "))
+	case c.Bucket == "":
+		fmt.Fprintln(out, "no journal was read: cases that have gone on since the snapshot are as they were in it; name the evidence bucket with --bucket to have them brought on")
+	}
+	if _, err := os.Stat(filepath.Join(c.Data, "signing.key")); err != nil {
+		fmt.Fprintf(out, "the key that signs manifests is in no snapshot: put yours at %s, or name it with --signing-key, or a new one is made\n", filepath.Join(c.Data, "signing.key"))
+	}
+	_, err = fmt.Fprintf(out, "now start this node, %s, by 'quicklime-collector serve'; its running cases go on. No node from before the loss can come back: each joins anew, with an empty folder, by 'cluster join'\n", node.Name)
+	return err
 }
 
 // newest gives the key of the snapshot that was taken last, by whichever node.
@@ -115,37 +182,4 @@ func download(ctx context.Context, bucket *locker.Locker, key, dir string) (path
 		return "", errors.Join(fmt.Errorf("cannot get snapshot %s: %w", key, err), os.Remove(f.Name()))
 	}
 	return f.Name(), nil
-}
-
-// report opens the new node's store, and says what is in it and what to do
-// next.
-func (c *restoreCmd) report(ctx context.Context, out io.Writer, node etcd.Config, from string) error {
-	s, err := etcd.Open(ctx, node)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	all, err := s.List(ctx, "")
-	if err != nil {
-		return err
-	}
-	cases, err := docket.New(docket.Config{Store: s}).List(ctx)
-	if err != nil {
-		return err
-	}
-	running, last := 0, int64(0)
-	for _, one := range cases {
-		if one.State == casefile.Running {
-			running++
-		}
-	}
-	for _, e := range all {
-		last = max(last, e.Revision)
-	}
-	fmt.Fprintf(out, "restored %s to %s: %d keys, the last of revision %d; %d cases, %d of them running\n", from, node.Dir, len(all), last, len(cases), running)
-	if _, err := os.Stat(filepath.Join(c.Data, "signing.key")); err != nil {
-		fmt.Fprintf(out, "the key that signs manifests is in no snapshot: put yours at %s, or name it with --signing-key, or a new one is made\n", filepath.Join(c.Data, "signing.key"))
-	}
-	_, err = fmt.Fprintf(out, "now start this node, %s, by 'quicklime-collector serve'; its running cases go on. No node from before the loss can come back: each joins anew, with an empty folder, by 'cluster join'\n", node.Name)
-	return err
 }

@@ -205,8 +205,8 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Caps: caps, Log: log}
 	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
-	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: s.store, Log: log}
 	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
+	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: nodes{s.store, s.backup}, Log: log}
 	if c.Queue != "" {
 		if s.queue, err = intake.New(sqs.NewFromConfig(sdk), intake.Config{Queue: c.Queue, DeadLetters: c.Letters}, cases, log); err != nil {
 			return nil, err

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/docket"
 	"github.com/quicklime-ir/quicklime/collector/fleet"
 	"github.com/quicklime-ir/quicklime/collector/health"
@@ -31,6 +32,7 @@ type watched struct {
 	docket *docket.Docket
 	fleet  *fleet.Fleet
 	ledger *ledger.Ledger
+	backup *backup.Backup
 	agents net.Addr // of their listener
 }
 
@@ -79,7 +81,7 @@ func (w watched) sources(checks *health.Monitor) metrics.Sources {
 		Store: func(ctx context.Context) (metrics.Store, error) {
 			now, err := w.store.Status(ctx)
 			return metrics.Store{Revision: now.Revision, Bytes: now.Bytes, Used: now.Used, Quota: now.Quota,
-				HasLeader: now.HasLeader, Leads: now.Leads, Full: now.Full, Differs: now.Differs}, err
+				HasLeader: now.HasLeader, Leads: now.Leads, Full: now.Full, Differs: now.Differs, Snapshot: w.backup.Last().Time}, err
 		},
 	}
 	if w.queue != nil {
@@ -105,7 +107,7 @@ func (c *serveCmd) watch(s *service, bucket *locker.Locker, book *ledger.Ledger,
 	if c.HealthEvery < time.Second {
 		return nil, fmt.Errorf("cannot look every %v whether all is there: want 1s or more", c.HealthEvery)
 	}
-	over := watched{store: s.store, bucket: bucket, queue: s.queue, docket: s.docket, fleet: s.fleet, ledger: book, agents: s.listener.Addr()}
+	over := watched{store: s.store, bucket: bucket, queue: s.queue, docket: s.docket, fleet: s.fleet, ledger: book, backup: s.backup, agents: s.listener.Addr()}
 	w := &watch{monitor: health.New(s.log, over.checks(c.HealthEvery)...), log: s.log}
 	w.metrics = metrics.New(version, steps, over.sources(w.monitor))
 	if c.HealthListen == "" {

@@ -54,6 +54,7 @@ type Backup struct {
 	started time.Time
 
 	mu     sync.Mutex
+	seen   Taken // the last snapshot, by whichever node
 	failed error // the last try of this node; nil: it was good, or there was none
 }
 
@@ -97,35 +98,39 @@ func (b *Backup) Run(ctx context.Context) error {
 	}
 }
 
-// take takes a snapshot if one is due.
+// take takes a snapshot if one is due, and it is this node's to take it.
 func (b *Backup) take(ctx context.Context) error {
-	if b.cfg.Every == 0 || !b.cfg.State.Leads() {
+	if b.cfg.Every == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	before, revision, err := b.Last(ctx)
-	now := b.cfg.Now()
-	if age := now.Sub(before.Time); err == nil && age >= 0 && age < b.cfg.Every {
-		return b.keep(nil)
+	before, revision, err := b.last(ctx)
+	if !b.cfg.State.Leads() {
+		b.note(before, nil)
+		return nil
 	}
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return b.keep(err)
+	if err != nil {
+		return b.note(before, err)
+	}
+	now := b.cfg.Now()
+	if age := now.Sub(before.Time); age >= 0 && age < b.cfg.Every {
+		return b.note(before, nil)
 	}
 	done, err := b.store(ctx, now)
 	if err != nil {
-		return b.keep(err)
+		return b.note(before, err)
 	}
 	b.cfg.Log.Info("snapshot of the state taken", "key", done.Key, "bytes", done.Size, "took", b.cfg.Now().Sub(now).String())
 	raw, err := json.Marshal(done)
 	if err != nil {
-		return b.keep(err)
+		return b.note(before, err)
 	}
 	_, err = b.cfg.State.Put(ctx, last, raw, revision)
 	if errors.Is(err, store.ErrConflict) {
 		err = nil // another node leads now, and has taken one
 	}
-	return b.keep(err)
+	return b.note(done, err)
 }
 
 func (b *Backup) store(ctx context.Context, now time.Time) (Taken, error) {
@@ -142,19 +147,24 @@ func (b *Backup) store(ctx context.Context, now time.Time) (Taken, error) {
 	return Taken{Key: key, Time: now.UTC(), Size: object.Size}, nil
 }
 
-// keep remembers how the last try ended.
-func (b *Backup) keep(err error) error {
+// note remembers the last snapshot that is known, and how the last try ended.
+func (b *Backup) note(seen Taken, err error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if seen.Key != "" {
+		b.seen = seen
+	}
 	b.failed = err
 	return err
 }
 
-// Last gives the last snapshot that is in the bucket, by whichever node, and
-// the revision at which that is written down; store.ErrNotFound where there is
-// none.
-func (b *Backup) Last(ctx context.Context) (Taken, int64, error) {
+// last gives the last snapshot that is in the bucket, by whichever node, and
+// the revision at which that is written down; none and 0 where there is none.
+func (b *Backup) last(ctx context.Context) (Taken, int64, error) {
 	raw, revision, err := b.cfg.State.Get(ctx, last)
+	if errors.Is(err, store.ErrNotFound) {
+		return Taken{}, 0, nil
+	}
 	if err != nil {
 		return Taken{}, 0, err
 	}
@@ -165,25 +175,29 @@ func (b *Backup) Last(ctx context.Context) (Taken, int64, error) {
 	return t, revision, nil
 }
 
+// Last gives the last snapshot that is known, by whichever node; its key is
+// empty where there is none.
+func (b *Backup) Last() Taken {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen
+}
+
 // Health gives nil as long as the last snapshot is not much older than it
 // should be, whichever node took it; else how old it is, and why.
-func (b *Backup) Health(ctx context.Context) error {
+func (b *Backup) Health() error {
 	if b.cfg.Every == 0 {
 		return nil
 	}
-	before, _, err := b.Last(ctx)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("cannot tell how old the last snapshot of the state is: %w", err)
-	}
-	since := b.started
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before, since := b.seen, b.started
 	if before.Time.After(since) {
 		since = before.Time
 	}
 	if b.cfg.Now().Sub(since) < overdue*b.cfg.Every {
 		return nil
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	text := "there is no snapshot of the state"
 	if !before.Time.IsZero() {
 		text = fmt.Sprintf("the last snapshot of the state is %v old", b.cfg.Now().Sub(before.Time).Round(time.Second))

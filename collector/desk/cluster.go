@@ -2,47 +2,38 @@ package desk
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/quicklime-ir/quicklime/collector/store/etcd"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
 // Cluster is the collector's nodes.
 type Cluster interface {
-	Members(ctx context.Context) []etcd.Member
-	Join(ctx context.Context, name, url string) (etcd.Join, error)
+	Nodes(ctx context.Context) *wire.ListNodesReply
+	// Join lets a node in, and gives the document by which it joins.
+	Join(ctx context.Context, name, url string) ([]byte, error)
 	Remove(ctx context.Context, name string) error
 }
 
 // ListNodes implements wire.OperatorServiceServer.
 func (d *Desk) ListNodes(ctx context.Context, _ *wire.ListNodesRequest) (*wire.ListNodesReply, error) {
-	reply := &wire.ListNodesReply{}
-	for _, m := range d.Cluster.Members(ctx) {
-		reply.Nodes = append(reply.Nodes, &wire.Node{Id: m.ID, Name: m.Name, Url: m.URL, Self: m.Self,
-			Voter: m.Voter, Leader: m.Leader, Started: m.Started, Answers: m.Answers})
-	}
-	return reply, nil
+	return d.Cluster.Nodes(ctx), nil
 }
 
 // JoinNode implements wire.OperatorServiceServer.
 func (d *Desk) JoinNode(ctx context.Context, q *wire.JoinNodeRequest) (*wire.JoinNodeReply, error) {
-	j, err := d.Cluster.Join(ctx, q.GetName(), q.GetUrl())
+	join, err := d.Cluster.Join(ctx, q.GetName(), q.GetUrl())
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	raw, err := json.MarshalIndent(j, "", "  ")
-	if err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
-	}
-	d.Log.Info("node let in by an operator", "node", j.Name, "url", j.URL)
-	return &wire.JoinNodeReply{Join: append(raw, '\n')}, nil
+	d.Log.Info("node let in by an operator", "node", q.GetName(), "url", q.GetUrl())
+	return &wire.JoinNodeReply{Join: join}, nil
 }
 
 // RemoveNode implements wire.OperatorServiceServer.
@@ -54,10 +45,11 @@ func (d *Desk) RemoveNode(ctx context.Context, q *wire.RemoveNodeRequest) (*wire
 	return &wire.RemoveNodeReply{}, nil
 }
 
-// Nodes gives the collector's nodes, as the one that is asked sees them.
-func (c *Client) Nodes(ctx context.Context) ([]*wire.Node, error) {
+// Nodes gives the collector's nodes, as the one that is asked sees them, and
+// the last snapshot of their state.
+func (c *Client) Nodes(ctx context.Context) (*wire.ListNodesReply, error) {
 	reply, err := c.api.ListNodes(ctx, &wire.ListNodesRequest{})
-	return reply.GetNodes(), said(err)
+	return reply, said(err)
 }
 
 // JoinNode lets a node in, and gives the document by which it joins.
@@ -72,8 +64,10 @@ func (c *Client) RemoveNode(ctx context.Context, name string) error {
 	return said(err)
 }
 
-// PrintNodes writes one line for each node, and how many more may be lost.
-func PrintNodes(w io.Writer, nodes []*wire.Node) error {
+// PrintNodes writes one line for each node, how many more may be lost, and how
+// old the last snapshot is.
+func PrintNodes(w io.Writer, all *wire.ListNodesReply, now time.Time) error {
+	nodes := all.GetNodes()
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tROLE\tANSWERS\tADDRESS")
 	voters, there := 0, 0
@@ -89,8 +83,15 @@ func PrintNodes(w io.Writer, nodes []*wire.Node) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(w, outlook(there-(voters/2+1)))
-	return err
+	fmt.Fprintln(w, outlook(there-(voters/2+1)))
+	if s := all.GetSnapshot(); s != nil {
+		fmt.Fprintf(w, "The last snapshot is %s, %s, taken %v ago.\n", Plain(s.GetKey()), Bytes(s.GetBytes()), now.Sub(s.GetTaken().AsTime()).Round(time.Second))
+	}
+	if why := all.GetNoSnapshot(); why != "" {
+		_, err := fmt.Fprintln(w, "SNAPSHOTS FAIL:", Plain(why))
+		return err
+	}
+	return nil
 }
 
 func role(n *wire.Node) string {

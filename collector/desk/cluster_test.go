@@ -7,24 +7,29 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/quicklime-ir/quicklime/collector/store/etcd"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
 // pair is a cluster of two nodes, of which b is away.
 type pair struct{ removed string }
 
-func (*pair) Members(context.Context) []etcd.Member {
-	return []etcd.Member{{ID: "1", Name: "a", URL: "https://a:1", Self: true, Voter: true, Leader: true, Started: true, Answers: true},
-		{ID: "2", Name: "b\x1b", URL: "https://b:1", Voter: true, Started: true}}
+func (*pair) Nodes(context.Context) *wire.ListNodesReply {
+	return &wire.ListNodesReply{Nodes: []*wire.Node{{Id: "1", Name: "a", Self: true, Voter: true, Leader: true, Started: true, Answers: true},
+		{Id: "2", Name: "b\x1b", Url: "https://b:1", Voter: true, Started: true}},
+		Snapshot: &wire.Snapshot{Key: "state/a/20261126T183000Z.db", Taken: timestamppb.New(noon), Bytes: 2048}, NoSnapshot: "the bucket is\naway"}
 }
 
-func (*pair) Join(_ context.Context, name, url string) (etcd.Join, error) {
+var noon = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+
+func (*pair) Join(_ context.Context, name, url string) ([]byte, error) {
 	if name == "a" {
-		return etcd.Join{}, errors.New("cannot let it join")
+		return nil, errors.New("cannot let it join")
 	}
-	return etcd.Join{Name: name, URL: url, Nodes: []etcd.Joined{{Name: "a", URL: "https://a:1"}, {Name: name, URL: url}}}, nil
+	return []byte(name + " joins at " + url), nil
 }
 
 func (p *pair) Remove(_ context.Context, name string) error {
@@ -38,15 +43,16 @@ func (p *pair) Remove(_ context.Context, name string) error {
 func TestNodes(t *testing.T) {
 	cluster := &pair{}
 	c := serve(t, &Desk{Cluster: cluster, Log: slog.New(slog.DiscardHandler)})
-	nodes, err := c.Nodes(t.Context())
+	all, err := c.Nodes(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := PrintNodes(&out, nodes); err != nil {
+	if err := PrintNodes(&out, all, noon.Add(4*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"a     ", "leader  this node", `b\x1b  voter   NO`, "There is no majority"} {
+	for _, want := range []string{"a     ", "leader  this node  -", `b\x1b  voter   NO`, "There is no majority",
+		"The last snapshot is state/a/20261126T183000Z.db, 2.0 KiB, taken 4h0m0s ago.\n", `SNAPSHOTS FAIL: the bucket is\naway`} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
 		}
@@ -55,8 +61,8 @@ func TestNodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if j, err := etcd.ParseJoin(raw); err != nil || j.Name != "c" || len(j.Nodes) != 2 {
-		t.Errorf("it joins by %s: %v", raw, err)
+	if string(raw) != "c joins at https://c:1" {
+		t.Errorf("it joins by %s", raw)
 	}
 	if _, err := c.JoinNode(t.Context(), "a", ""); err == nil || err.Error() != "cannot let it join" {
 		t.Errorf("refused: %v", err)
@@ -86,7 +92,7 @@ func TestOutlook(t *testing.T) {
 		{[]*wire.Node{up, up, up, up, up}, "2 nodes may be lost"},
 	} {
 		var out bytes.Buffer
-		if err := PrintNodes(&out, tt.nodes); err != nil || !strings.Contains(out.String(), tt.want) {
+		if err := PrintNodes(&out, &wire.ListNodesReply{Nodes: tt.nodes}, noon); err != nil || strings.Contains(out.String(), "napshot") || !strings.Contains(out.String(), tt.want) {
 			t.Errorf("%d nodes: %v, want %q in\n%s", len(tt.nodes), err, tt.want, out.String())
 		}
 	}

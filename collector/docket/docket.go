@@ -78,7 +78,7 @@ func (d *Docket) Open(ctx context.Context, raw []byte) ([]string, error) {
 	subjects := map[string]casefile.Opening{}
 	for _, t := range verdict.Targets {
 		if verdict.Act {
-			key := "open/instance/" + t.Account + "/" + t.Region + "/" + t.InstanceID
+			key := subjectOf(t.Account, t.Region, t.InstanceID)
 			subjects[key] = casefile.Opening{Act: true, Reason: verdict.Reason, Steps: d.cfg.Steps,
 				Instance: evidence.Instance{ID: t.InstanceID, Account: t.Account, Region: t.Region}}
 		}
@@ -96,6 +96,11 @@ func (d *Docket) Open(ctx context.Context, raw []byte) ([]string, error) {
 	}
 	slices.Sort(ids)
 	return ids, nil
+}
+
+// subjectOf is the key that names the last case of an instance.
+func subjectOf(account, region, instance string) string {
+	return "open/instance/" + account + "/" + region + "/" + instance
 }
 
 // openOrJoin brings a finding to the open case of its subject, whose key names

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 
+	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
@@ -84,6 +85,9 @@ func (l *Ledger) complete(ctx context.Context, key string, item Item, revision i
 			return evidence.Item{}, err
 		}
 		object, err := l.Bucket.Complete(ctx, item.Key, item.UploadID, c.Parts)
+		if errors.Is(err, locker.ErrExists) {
+			return l.yield(ctx, key, item, revision, err)
+		}
 		if err != nil {
 			return evidence.Item{}, err
 		}
@@ -104,6 +108,17 @@ func (l *Ledger) complete(ctx context.Context, key string, item Item, revision i
 	var err error
 	item.Parts, err = l.kept(ctx, item)
 	return item.Item, err
+}
+
+// yield ends an item in whose place is another object, which stays. After an
+// old state was restored there may be one that the ledger does not know.
+func (l *Ledger) yield(ctx context.Context, key string, item Item, revision int64, why error) (evidence.Item, error) {
+	item.Closing = &closing{Status: evidence.Partial, Error: "nothing of it is kept: " + why.Error()}
+	revision, err := l.save(ctx, key, item, revision)
+	if err != nil {
+		return evidence.Item{}, err
+	}
+	return l.complete(ctx, key, item, revision)
 }
 
 // lost says which parts are not there, "" when all are.

@@ -11,7 +11,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -24,6 +26,7 @@ import (
 	"github.com/quicklime-ir/quicklime/packaging/lab/demo"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
 	"github.com/quicklime-ir/quicklime/packaging/lab/swarm"
+	"github.com/quicklime-ir/quicklime/packaging/lab/wires"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
 
@@ -159,8 +162,11 @@ func (c *swarmCmd) Run(ctx context.Context) (err error) {
 type chaosCmd struct {
 	Bin      string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
 	Duration time.Duration `help:"How long the torments last; the cases then have time to end." default:"1m"`
+	Nodes    int           `help:"Nodes of the collector; several are in network namespaces, whose wires are cut, too, which takes root." default:"3"`
+	Grow     bool          `help:"Begin with one node, let the others join while cases run, then kill the first for good."`
 	Seed     uint64        `help:"What the torments are drawn from; 0 draws it."`
 	Keep     string        `help:"Folder that keeps the bucket and the logs." type:"path"`
+	Inside   bool          `help:"This process is in namespaces of its own." hidden:""`
 }
 
 func (c *chaosCmd) Run(ctx context.Context) error {
@@ -171,7 +177,10 @@ func (c *chaosCmd) Run(ctx context.Context) error {
 	if c.Seed == 0 {
 		c.Seed = rand.Uint64()
 	}
-	verdict, err := chaos.Run(ctx, chaos.Options{Binaries: binaries, Duration: c.Duration, Seed: c.Seed, Keep: c.Keep, Out: os.Stdout})
+	if c.Nodes > 1 && !c.Inside {
+		return inside(ctx, append(os.Args[1:], "--inside", "--seed", strconv.FormatUint(c.Seed, 10))...)
+	}
+	verdict, err := chaos.Run(ctx, chaos.Options{Binaries: binaries, Duration: c.Duration, Nodes: c.Nodes, Grow: c.Grow, Seed: c.Seed, Keep: c.Keep, Out: os.Stdout})
 	if err != nil {
 		return err
 	}
@@ -182,6 +191,19 @@ func (c *chaosCmd) Run(ctx context.Context) error {
 		return errors.New("the collectors did not stand it")
 	}
 	return nil
+}
+
+// inside runs this program again in namespaces of its own.
+func inside(ctx context.Context, args ...string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread() // the child ends with its thread
+	defer runtime.UnlockOSThread()
+	cmd := wires.Command(ctx, self, args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd.Run()
 }
 
 type crowdCmd struct {

@@ -174,18 +174,33 @@ func (s *swarm) await(ctx context.Context, since time.Time) (time.Duration, erro
 		}
 		if missing == 0 {
 			took := time.Since(since)
-			there, err := s.w.Agents(ctx)
-			if err != nil {
-				return 0, err
-			}
-			if len(there) == len(s.agents) {
-				return took, nil
+			if all, err := s.present(ctx); all || err != nil {
+				return took, err
 			}
 		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return 0, fmt.Errorf("cannot attach all: %d of %d are not: %w", missing, len(s.agents), err)
 		}
 	}
+}
+
+// present asks the collector whether all are there. To list them is work for
+// it, so it is not asked often.
+func (s *swarm) present(ctx context.Context) (bool, error) {
+	listed, err := s.w.Agents(ctx)
+	if err != nil {
+		return false, err
+	}
+	present := 0
+	for _, a := range listed {
+		if a.GetPresent() {
+			present++
+		}
+	}
+	if present == len(s.agents) {
+		return true, nil
+	}
+	return false, sleep(ctx, time.Second)
 }
 
 // find opens a case for each of some agents, one after the other, until stop.

@@ -2799,7 +2799,9 @@ func (*ListNodesRequest) Descriptor() ([]byte, []int) {
 
 type ListNodesReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"` // by their names
+	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`                             // by their names
+	Snapshot      *Snapshot              `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                       // the last one of the state; not set: there is none, or it cannot be told
+	NoSnapshot    string                 `protobuf:"bytes,3,opt,name=no_snapshot,json=noSnapshot,proto3" json:"no_snapshot,omitempty"` // why the last one is not as young as it should be; empty: it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2841,6 +2843,80 @@ func (x *ListNodesReply) GetNodes() []*Node {
 	return nil
 }
 
+func (x *ListNodesReply) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *ListNodesReply) GetNoSnapshot() string {
+	if x != nil {
+		return x.NoSnapshot
+	}
+	return ""
+}
+
+type Snapshot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // in the evidence bucket
+	Taken         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=taken,proto3" json:"taken,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_quicklime_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_quicklime_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_quicklime_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Snapshot) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Snapshot) GetTaken() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
+func (x *Snapshot) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // etcd's
@@ -2857,7 +2933,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_quicklime_proto_msgTypes[39]
+	mi := &file_quicklime_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +2945,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[39]
+	mi := &file_quicklime_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +2958,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{39}
+	return file_quicklime_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Node) GetId() string {
@@ -2951,7 +3027,7 @@ type JoinNodeRequest struct {
 
 func (x *JoinNodeRequest) Reset() {
 	*x = JoinNodeRequest{}
-	mi := &file_quicklime_proto_msgTypes[40]
+	mi := &file_quicklime_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3039,7 @@ func (x *JoinNodeRequest) String() string {
 func (*JoinNodeRequest) ProtoMessage() {}
 
 func (x *JoinNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[40]
+	mi := &file_quicklime_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3052,7 @@ func (x *JoinNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinNodeRequest.ProtoReflect.Descriptor instead.
 func (*JoinNodeRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{40}
+	return file_quicklime_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *JoinNodeRequest) GetName() string {
@@ -3002,7 +3078,7 @@ type JoinNodeReply struct {
 
 func (x *JoinNodeReply) Reset() {
 	*x = JoinNodeReply{}
-	mi := &file_quicklime_proto_msgTypes[41]
+	mi := &file_quicklime_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3014,7 +3090,7 @@ func (x *JoinNodeReply) String() string {
 func (*JoinNodeReply) ProtoMessage() {}
 
 func (x *JoinNodeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[41]
+	mi := &file_quicklime_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3027,7 +3103,7 @@ func (x *JoinNodeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinNodeReply.ProtoReflect.Descriptor instead.
 func (*JoinNodeReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{41}
+	return file_quicklime_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *JoinNodeReply) GetJoin() []byte {
@@ -3046,7 +3122,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_quicklime_proto_msgTypes[42]
+	mi := &file_quicklime_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3134,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[42]
+	mi := &file_quicklime_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3147,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{42}
+	return file_quicklime_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -3089,7 +3165,7 @@ type RemoveNodeReply struct {
 
 func (x *RemoveNodeReply) Reset() {
 	*x = RemoveNodeReply{}
-	mi := &file_quicklime_proto_msgTypes[43]
+	mi := &file_quicklime_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3177,7 @@ func (x *RemoveNodeReply) String() string {
 func (*RemoveNodeReply) ProtoMessage() {}
 
 func (x *RemoveNodeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[43]
+	mi := &file_quicklime_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3190,7 @@ func (x *RemoveNodeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeReply.ProtoReflect.Descriptor instead.
 func (*RemoveNodeReply) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{43}
+	return file_quicklime_proto_rawDescGZIP(), []int{44}
 }
 
 // AttachedAgent is an agent that is attached, or was.
@@ -3135,7 +3211,7 @@ type AttachedAgent struct {
 
 func (x *AttachedAgent) Reset() {
 	*x = AttachedAgent{}
-	mi := &file_quicklime_proto_msgTypes[44]
+	mi := &file_quicklime_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3223,7 @@ func (x *AttachedAgent) String() string {
 func (*AttachedAgent) ProtoMessage() {}
 
 func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_quicklime_proto_msgTypes[44]
+	mi := &file_quicklime_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3236,7 @@ func (x *AttachedAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedAgent.ProtoReflect.Descriptor instead.
 func (*AttachedAgent) Descriptor() ([]byte, []int) {
-	return file_quicklime_proto_rawDescGZIP(), []int{44}
+	return file_quicklime_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AttachedAgent) GetId() string {
@@ -3408,9 +3484,16 @@ const file_quicklime_proto_rawDesc = "" +
 	"\x11ListAgentsRequest\"K\n" +
 	"\x0fListAgentsReply\x128\n" +
 	"\x06agents\x18\x01 \x03(\v2 .quicklime.wire.v1.AttachedAgentR\x06agents\"\x12\n" +
-	"\x10ListNodesRequest\"?\n" +
+	"\x10ListNodesRequest\"\x99\x01\n" +
 	"\x0eListNodesReply\x12-\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x17.quicklime.wire.v1.NodeR\x05nodes\"\xb2\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x17.quicklime.wire.v1.NodeR\x05nodes\x127\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x1b.quicklime.wire.v1.SnapshotR\bsnapshot\x12\x1f\n" +
+	"\vno_snapshot\x18\x03 \x01(\tR\n" +
+	"noSnapshot\"d\n" +
+	"\bSnapshot\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05taken\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05taken\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\xb2\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -3497,7 +3580,7 @@ func file_quicklime_proto_rawDescGZIP() []byte {
 }
 
 var file_quicklime_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_quicklime_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_quicklime_proto_goTypes = []any{
 	(MemorySource)(0),             // 0: quicklime.wire.v1.MemorySource
 	(Compression)(0),              // 1: quicklime.wire.v1.Compression
@@ -3543,15 +3626,16 @@ var file_quicklime_proto_goTypes = []any{
 	(*ListAgentsReply)(nil),       // 41: quicklime.wire.v1.ListAgentsReply
 	(*ListNodesRequest)(nil),      // 42: quicklime.wire.v1.ListNodesRequest
 	(*ListNodesReply)(nil),        // 43: quicklime.wire.v1.ListNodesReply
-	(*Node)(nil),                  // 44: quicklime.wire.v1.Node
-	(*JoinNodeRequest)(nil),       // 45: quicklime.wire.v1.JoinNodeRequest
-	(*JoinNodeReply)(nil),         // 46: quicklime.wire.v1.JoinNodeReply
-	(*RemoveNodeRequest)(nil),     // 47: quicklime.wire.v1.RemoveNodeRequest
-	(*RemoveNodeReply)(nil),       // 48: quicklime.wire.v1.RemoveNodeReply
-	(*AttachedAgent)(nil),         // 49: quicklime.wire.v1.AttachedAgent
-	nil,                           // 50: quicklime.wire.v1.GrantPartReply.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 52: google.protobuf.Duration
+	(*Snapshot)(nil),              // 44: quicklime.wire.v1.Snapshot
+	(*Node)(nil),                  // 45: quicklime.wire.v1.Node
+	(*JoinNodeRequest)(nil),       // 46: quicklime.wire.v1.JoinNodeRequest
+	(*JoinNodeReply)(nil),         // 47: quicklime.wire.v1.JoinNodeReply
+	(*RemoveNodeRequest)(nil),     // 48: quicklime.wire.v1.RemoveNodeRequest
+	(*RemoveNodeReply)(nil),       // 49: quicklime.wire.v1.RemoveNodeReply
+	(*AttachedAgent)(nil),         // 50: quicklime.wire.v1.AttachedAgent
+	nil,                           // 51: quicklime.wire.v1.GrantPartReply.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 52: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 53: google.protobuf.Duration
 }
 var file_quicklime_proto_depIdxs = []int32{
 	7,  // 0: quicklime.wire.v1.AgentMessage.hello:type_name -> quicklime.wire.v1.Hello
@@ -3562,77 +3646,79 @@ var file_quicklime_proto_depIdxs = []int32{
 	16, // 5: quicklime.wire.v1.CollectorMessage.cancel:type_name -> quicklime.wire.v1.CancelOrder
 	17, // 6: quicklime.wire.v1.CollectorMessage.taken:type_name -> quicklime.wire.v1.ResultTaken
 	13, // 7: quicklime.wire.v1.CollectorMessage.control:type_name -> quicklime.wire.v1.Control
-	51, // 8: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
+	52, // 8: quicklime.wire.v1.Hello.wall_clock:type_name -> google.protobuf.Timestamp
 	8,  // 9: quicklime.wire.v1.Hello.memory_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	51, // 10: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
+	52, // 10: quicklime.wire.v1.Heartbeat.wall_clock:type_name -> google.protobuf.Timestamp
 	11, // 11: quicklime.wire.v1.Order.memory:type_name -> quicklime.wire.v1.MemoryCapture
 	14, // 12: quicklime.wire.v1.Order.volatile:type_name -> quicklime.wire.v1.ArtifactCapture
 	14, // 13: quicklime.wire.v1.Order.live:type_name -> quicklime.wire.v1.ArtifactCapture
 	14, // 14: quicklime.wire.v1.Order.symbols:type_name -> quicklime.wire.v1.ArtifactCapture
-	52, // 15: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
+	53, // 15: quicklime.wire.v1.Order.time_limit:type_name -> google.protobuf.Duration
 	0,  // 16: quicklime.wire.v1.MemoryCapture.source:type_name -> quicklime.wire.v1.MemorySource
 	1,  // 17: quicklime.wire.v1.MemoryCapture.compression:type_name -> quicklime.wire.v1.Compression
 	12, // 18: quicklime.wire.v1.MemoryCapture.limits:type_name -> quicklime.wire.v1.Limits
 	12, // 19: quicklime.wire.v1.Control.limits:type_name -> quicklime.wire.v1.Limits
 	1,  // 20: quicklime.wire.v1.ArtifactCapture.compression:type_name -> quicklime.wire.v1.Compression
 	15, // 21: quicklime.wire.v1.ArtifactCapture.definitions:type_name -> quicklime.wire.v1.DefinitionFile
-	52, // 22: quicklime.wire.v1.Progress.left:type_name -> google.protobuf.Duration
+	53, // 22: quicklime.wire.v1.Progress.left:type_name -> google.protobuf.Duration
 	2,  // 23: quicklime.wire.v1.Progress.uplink:type_name -> quicklime.wire.v1.Uplink
 	3,  // 24: quicklime.wire.v1.OrderResult.outcome:type_name -> quicklime.wire.v1.Outcome
 	8,  // 25: quicklime.wire.v1.OrderResult.refused_sources:type_name -> quicklime.wire.v1.SourceVerdict
-	51, // 26: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
-	51, // 27: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
+	52, // 26: quicklime.wire.v1.OrderResult.started:type_name -> google.protobuf.Timestamp
+	52, // 27: quicklime.wire.v1.OrderResult.ended:type_name -> google.protobuf.Timestamp
 	4,  // 28: quicklime.wire.v1.OpenItemRequest.format:type_name -> quicklime.wire.v1.Format
 	1,  // 29: quicklime.wire.v1.OpenItemRequest.compression:type_name -> quicklime.wire.v1.Compression
 	25, // 30: quicklime.wire.v1.OpenItemRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
 	22, // 31: quicklime.wire.v1.OpenItemReply.stored:type_name -> quicklime.wire.v1.StoredPart
 	25, // 32: quicklime.wire.v1.GrantPartRequest.ranges:type_name -> quicklime.wire.v1.PhysicalRange
 	26, // 33: quicklime.wire.v1.GrantPartRequest.gaps:type_name -> quicklime.wire.v1.Gap
-	51, // 34: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
-	51, // 35: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
-	52, // 36: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
+	52, // 34: quicklime.wire.v1.GrantPartRequest.read_started:type_name -> google.protobuf.Timestamp
+	52, // 35: quicklime.wire.v1.GrantPartRequest.read_ended:type_name -> google.protobuf.Timestamp
+	53, // 36: quicklime.wire.v1.GrantPartRequest.monotonic_started:type_name -> google.protobuf.Duration
 	24, // 37: quicklime.wire.v1.GrantPartRequest.frames:type_name -> quicklime.wire.v1.Frame
 	25, // 38: quicklime.wire.v1.Gap.range:type_name -> quicklime.wire.v1.PhysicalRange
-	50, // 39: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
+	51, // 39: quicklime.wire.v1.GrantPartReply.headers:type_name -> quicklime.wire.v1.GrantPartReply.HeadersEntry
 	18, // 40: quicklime.wire.v1.GetCaseReply.progress:type_name -> quicklime.wire.v1.Progress
 	12, // 41: quicklime.wire.v1.ControlCaptureRequest.limits:type_name -> quicklime.wire.v1.Limits
-	49, // 42: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
-	44, // 43: quicklime.wire.v1.ListNodesReply.nodes:type_name -> quicklime.wire.v1.Node
-	7,  // 44: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
-	51, // 45: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
-	51, // 46: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
-	51, // 47: quicklime.wire.v1.AttachedAgent.left:type_name -> google.protobuf.Timestamp
-	5,  // 48: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
-	20, // 49: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
-	23, // 50: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
-	28, // 51: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
-	30, // 52: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
-	32, // 53: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
-	34, // 54: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
-	36, // 55: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
-	40, // 56: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
-	38, // 57: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
-	42, // 58: quicklime.wire.v1.OperatorService.ListNodes:input_type -> quicklime.wire.v1.ListNodesRequest
-	45, // 59: quicklime.wire.v1.OperatorService.JoinNode:input_type -> quicklime.wire.v1.JoinNodeRequest
-	47, // 60: quicklime.wire.v1.OperatorService.RemoveNode:input_type -> quicklime.wire.v1.RemoveNodeRequest
-	6,  // 61: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
-	21, // 62: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
-	27, // 63: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
-	29, // 64: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
-	31, // 65: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
-	33, // 66: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
-	35, // 67: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
-	37, // 68: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
-	41, // 69: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
-	39, // 70: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
-	43, // 71: quicklime.wire.v1.OperatorService.ListNodes:output_type -> quicklime.wire.v1.ListNodesReply
-	46, // 72: quicklime.wire.v1.OperatorService.JoinNode:output_type -> quicklime.wire.v1.JoinNodeReply
-	48, // 73: quicklime.wire.v1.OperatorService.RemoveNode:output_type -> quicklime.wire.v1.RemoveNodeReply
-	61, // [61:74] is the sub-list for method output_type
-	48, // [48:61] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	50, // 42: quicklime.wire.v1.ListAgentsReply.agents:type_name -> quicklime.wire.v1.AttachedAgent
+	45, // 43: quicklime.wire.v1.ListNodesReply.nodes:type_name -> quicklime.wire.v1.Node
+	44, // 44: quicklime.wire.v1.ListNodesReply.snapshot:type_name -> quicklime.wire.v1.Snapshot
+	52, // 45: quicklime.wire.v1.Snapshot.taken:type_name -> google.protobuf.Timestamp
+	7,  // 46: quicklime.wire.v1.AttachedAgent.hello:type_name -> quicklime.wire.v1.Hello
+	52, // 47: quicklime.wire.v1.AttachedAgent.attached:type_name -> google.protobuf.Timestamp
+	52, // 48: quicklime.wire.v1.AttachedAgent.last_seen:type_name -> google.protobuf.Timestamp
+	52, // 49: quicklime.wire.v1.AttachedAgent.left:type_name -> google.protobuf.Timestamp
+	5,  // 50: quicklime.wire.v1.AgentService.Attach:input_type -> quicklime.wire.v1.AgentMessage
+	20, // 51: quicklime.wire.v1.AgentService.OpenItem:input_type -> quicklime.wire.v1.OpenItemRequest
+	23, // 52: quicklime.wire.v1.AgentService.GrantPart:input_type -> quicklime.wire.v1.GrantPartRequest
+	28, // 53: quicklime.wire.v1.AgentService.CloseItem:input_type -> quicklime.wire.v1.CloseItemRequest
+	30, // 54: quicklime.wire.v1.OperatorService.Trigger:input_type -> quicklime.wire.v1.TriggerRequest
+	32, // 55: quicklime.wire.v1.OperatorService.ListCases:input_type -> quicklime.wire.v1.ListCasesRequest
+	34, // 56: quicklime.wire.v1.OperatorService.GetCase:input_type -> quicklime.wire.v1.GetCaseRequest
+	36, // 57: quicklime.wire.v1.OperatorService.CloseCase:input_type -> quicklime.wire.v1.CloseCaseRequest
+	40, // 58: quicklime.wire.v1.OperatorService.ListAgents:input_type -> quicklime.wire.v1.ListAgentsRequest
+	38, // 59: quicklime.wire.v1.OperatorService.ControlCapture:input_type -> quicklime.wire.v1.ControlCaptureRequest
+	42, // 60: quicklime.wire.v1.OperatorService.ListNodes:input_type -> quicklime.wire.v1.ListNodesRequest
+	46, // 61: quicklime.wire.v1.OperatorService.JoinNode:input_type -> quicklime.wire.v1.JoinNodeRequest
+	48, // 62: quicklime.wire.v1.OperatorService.RemoveNode:input_type -> quicklime.wire.v1.RemoveNodeRequest
+	6,  // 63: quicklime.wire.v1.AgentService.Attach:output_type -> quicklime.wire.v1.CollectorMessage
+	21, // 64: quicklime.wire.v1.AgentService.OpenItem:output_type -> quicklime.wire.v1.OpenItemReply
+	27, // 65: quicklime.wire.v1.AgentService.GrantPart:output_type -> quicklime.wire.v1.GrantPartReply
+	29, // 66: quicklime.wire.v1.AgentService.CloseItem:output_type -> quicklime.wire.v1.CloseItemReply
+	31, // 67: quicklime.wire.v1.OperatorService.Trigger:output_type -> quicklime.wire.v1.TriggerReply
+	33, // 68: quicklime.wire.v1.OperatorService.ListCases:output_type -> quicklime.wire.v1.ListCasesReply
+	35, // 69: quicklime.wire.v1.OperatorService.GetCase:output_type -> quicklime.wire.v1.GetCaseReply
+	37, // 70: quicklime.wire.v1.OperatorService.CloseCase:output_type -> quicklime.wire.v1.CloseCaseReply
+	41, // 71: quicklime.wire.v1.OperatorService.ListAgents:output_type -> quicklime.wire.v1.ListAgentsReply
+	39, // 72: quicklime.wire.v1.OperatorService.ControlCapture:output_type -> quicklime.wire.v1.ControlCaptureReply
+	43, // 73: quicklime.wire.v1.OperatorService.ListNodes:output_type -> quicklime.wire.v1.ListNodesReply
+	47, // 74: quicklime.wire.v1.OperatorService.JoinNode:output_type -> quicklime.wire.v1.JoinNodeReply
+	49, // 75: quicklime.wire.v1.OperatorService.RemoveNode:output_type -> quicklime.wire.v1.RemoveNodeReply
+	63, // [63:76] is the sub-list for method output_type
+	50, // [50:63] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_quicklime_proto_init() }
@@ -3665,7 +3751,7 @@ func file_quicklime_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quicklime_proto_rawDesc), len(file_quicklime_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
