@@ -44,8 +44,10 @@ const (
 type Result struct {
 	Attached      int
 	Attach, Storm time.Duration // until all were attached, at first and after the cut
+	Cut           time.Duration // how long it took to cut all but the sample
 	EmptyRSS, RSS uint64        // of the collector without agents, and with all of them idle
-	IdleCPU       float64       // processors that the idle collector takes
+	EmptyCPU      float64       // processors that it takes without agents
+	IdleCPU       float64       // and with all of them idle
 	Shed          int           // tries that were sent away in the storm
 	Errors        int           // connections that ended otherwise, in all
 	Said          []string      // the first of these
@@ -65,10 +67,13 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	s := &swarm{o: o, w: w, counts: &counts{}}
+	if r.EmptyCPU, err = share(ctx, w.Node(0).Pid(), o.Settle); err != nil {
+		return r, err
+	}
 	if r.EmptyRSS, err = rss(w.Node(0).Pid()); err != nil {
 		return r, err
 	}
-	if s.agents, err = newAgents(ctx, w, o.Agents, s.counts); err != nil {
+	if s.agents, err = newAgents(ctx, s); err != nil {
 		return r, err
 	}
 	stop := s.start(ctx)
@@ -82,10 +87,11 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 
 // swarm is a running one.
 type swarm struct {
-	o      Options
-	w      *world.World
-	counts *counts
-	agents []*agent
+	o       Options
+	w       *world.World
+	counts  *counts
+	agents  []*agent
+	cutting sync.RWMutex // held while connections are cut, and for reading by who dials
 }
 
 // start runs all agents, which begin one after the other, until stop.
@@ -137,10 +143,13 @@ func (s *swarm) measure(ctx context.Context, r *Result) (err error) {
 // the others come back.
 func (s *swarm) storm(ctx context.Context, from int, r *Result) error {
 	before, _, _ := s.counts.seen()
+	s.cutting.Lock() // else those who are cut first would dial before the last is cut
 	cut := time.Now()
 	for _, a := range s.agents[s.o.Sample:] {
 		a.cut()
 	}
+	r.Cut = time.Since(cut)
+	s.cutting.Unlock()
 	over := make(chan struct{})
 	var found error
 	var finder sync.WaitGroup
@@ -277,7 +286,9 @@ func (r Result) print(out io.Writer) error {
 		{"fleet_collector_rss_empty", float64(r.EmptyRSS) / mib, "MiB"},
 		{"fleet_collector_rss", float64(r.RSS) / mib, "MiB"},
 		{"fleet_rss_per_agent", float64(int64(r.RSS)-int64(r.EmptyRSS)) / 1024 / float64(r.Attached), "KiB"},
+		{"fleet_idle_cpu_empty", 100 * r.EmptyCPU, "percent_of_one_core"},
 		{"fleet_idle_cpu", 100 * r.IdleCPU, "percent_of_one_core"},
+		{"fleet_storm_cut", r.Cut.Seconds(), "s"},
 		{"fleet_storm_settled", r.Storm.Seconds(), "s"},
 		{"fleet_storm_sent_away", float64(r.Shed), "tries"},
 		{"fleet_errors", float64(r.Errors), "connections"},
