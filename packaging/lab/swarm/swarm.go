@@ -28,14 +28,15 @@ type Options struct {
 	Binaries world.Binaries
 	Agents   int
 	Sample   int           // of these: agents that get orders, half of them before the storm
+	Settle   time.Duration // how long the collector is left alone before it is watched
 	Idle     time.Duration // how long the idle collector is watched
 	Out      io.Writer     // gets the figures
 	Logs     io.Writer     // gets the collector's log
 }
 
 const (
+	startRate  = 400                    // agents a second begin to attach: hosts do not boot all at once
 	caseEvery  = 250 * time.Millisecond // a finding for the next agent of the sample
-	settle     = 10 * time.Second       // before the idle collector is watched
 	attachWait = 8 * time.Minute        // for all to be attached
 )
 
@@ -87,12 +88,17 @@ type swarm struct {
 	agents []*agent
 }
 
-// start runs all agents at once, until stop.
+// start runs all agents, which begin one after the other, until stop.
 func (s *swarm) start(ctx context.Context) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group errgroup.Group
-	for _, a := range s.agents {
-		group.Go(func() error { return a.run(ctx) })
+	for i, a := range s.agents {
+		group.Go(func() error {
+			if err := sleep(ctx, time.Duration(i)*time.Second/startRate); err != nil {
+				return err
+			}
+			return a.run(ctx)
+		})
 	}
 	return func() error {
 		cancel()
@@ -108,7 +114,7 @@ func (s *swarm) measure(ctx context.Context, r *Result) (err error) {
 		return err
 	}
 	r.Attached = s.o.Agents
-	if err := sleep(ctx, settle); err != nil {
+	if err := sleep(ctx, s.o.Settle); err != nil {
 		return err
 	}
 	if r.IdleCPU, err = share(ctx, s.w.Node(0).Pid(), s.o.Idle); err != nil {
@@ -168,18 +174,33 @@ func (s *swarm) await(ctx context.Context, since time.Time) (time.Duration, erro
 		}
 		if missing == 0 {
 			took := time.Since(since)
-			there, err := s.w.Agents(ctx)
-			if err != nil {
-				return 0, err
-			}
-			if len(there) == len(s.agents) {
-				return took, nil
+			if all, err := s.present(ctx); all || err != nil {
+				return took, err
 			}
 		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return 0, fmt.Errorf("cannot attach all: %d of %d are not: %w", missing, len(s.agents), err)
 		}
 	}
+}
+
+// present asks the collector whether all are there. To list them is work for
+// it, so it is not asked often.
+func (s *swarm) present(ctx context.Context) (bool, error) {
+	listed, err := s.w.Agents(ctx)
+	if err != nil {
+		return false, err
+	}
+	present := 0
+	for _, a := range listed {
+		if a.GetPresent() {
+			present++
+		}
+	}
+	if present == len(s.agents) {
+		return true, nil
+	}
+	return false, sleep(ctx, time.Second)
 }
 
 // find opens a case for each of some agents, one after the other, until stop.
