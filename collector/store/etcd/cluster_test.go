@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/types"
+
 	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/identity/identitytest"
 )
@@ -518,4 +520,26 @@ func taken1(t *testing.T) string {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l.Addr().String()
+}
+
+// FuzzParseJoin: what is taken names nodes that cannot be mistaken for
+// something else in etcd's own list of them.
+func FuzzParseJoin(f *testing.F) {
+	f.Add([]byte(`{"name":"b","url":"https://b:1","nodes":[{"name":"a","url":"https://a:1"},{"name":"b","url":"https://b:1"}]}`))
+	f.Add([]byte(`{"nodes":[{"name":"a=b,c","url":"https://a:1,https://x:1"},{}]}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		j, err := ParseJoin(raw)
+		if err != nil {
+			return
+		}
+		all, err := types.NewURLsMap(j.initial())
+		if err != nil || len(all) != len(j.Nodes) {
+			t.Fatalf("%q is %d nodes, want %d (%v)", j.initial(), len(all), len(j.Nodes), err)
+		}
+		for _, n := range j.Nodes {
+			if urls := all[n.Name]; len(urls) != 1 || urls[0].Host != strings.TrimPrefix(n.URL, "https://") || urls[0].Scheme != "https" {
+				t.Fatalf("node %q is at %v, want %s", n.Name, urls, n.URL)
+			}
+		}
+	})
 }
