@@ -12,6 +12,8 @@ KEEP    ?=
 PART    ?=
 DURATION ?= 1m
 SEED    ?= 0
+NODES   ?= 3
+GROW    ?=
 
 .PHONY: help build test lint generate demo bench chaos clean
 
@@ -37,8 +39,8 @@ test: ## run all tests
 bench: build ## measure a capture, a line for each figure: name value unit (PART=kcore|object|encode|live|walk)
 	@bin/quicklime-lab bench --bin bin $(if $(PART),--part '$(PART)')
 
-chaos: build ## torment collectors while they work: DURATION=10m SEED=N; the last line is the verdict
-	@bin/quicklime-lab chaos --bin bin --duration '$(DURATION)' --seed '$(SEED)'
+chaos: build ## torment collectors while they work (DURATION=10m, NODES=1, GROW=1, SEED=N); the last line is the verdict
+	@bin/quicklime-lab chaos --bin bin --duration '$(DURATION)' --nodes '$(NODES)' --seed '$(SEED)' $(if $(GROW),--grow)
 
 lint: $(TOOLS)/staticcheck ## check format, vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'these files are not as gofmt writes them'; exit 1; }

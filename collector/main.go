@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/desk"
@@ -29,7 +30,7 @@ var version = "dev"
 type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Run the service."`
 	Case     caseCmd     `cmd:"" help:"List, show and close cases, and control what they capture."`
-	Agent    agentCmd    `cmd:"" help:"List the attached agents."`
+	Agent    agentCmd    `cmd:"" help:"List agents."`
 	Cluster  clusterCmd  `cmd:"" help:"List the nodes of the collector, let one join, take one out."`
 	Restore  restoreCmd  `cmd:"" help:"Make a node out of a snapshot of the state, where no node is left."`
 	Trigger  triggerCmd  `cmd:"" help:"Hand in a finding as if it had come from the queue."`
@@ -148,10 +149,20 @@ func (c *caseCloseCmd) Run(ctx context.Context) error {
 }
 
 type agentCmd struct {
-	List agentListCmd `cmd:"" help:"List the attached agents, and what each could capture."`
+	List agentListCmd `cmd:"" help:"List agents, where each is, and what it could capture."`
 }
 
-type agentListCmd struct{ dataFlag }
+type agentListCmd struct {
+	dataFlag
+	Attached bool   `help:"Only those that are attached now."`
+	Gone     bool   `help:"Only those that are not, of the last 30 days."`
+	Unable   bool   `help:"Only those whose host's memory could not be captured."`
+	OnNode   string `help:"Only those attached to this node." placeholder:"NAME"`
+	Version  string `help:"Only those of this version."`
+	Kernel   string `help:"Only those whose kernel's release begins so."`
+	Instance string `help:"Only the one on this instance."`
+	JSON     bool   `help:"Print JSON, an agent a line."`
+}
 
 func (c *agentListCmd) Run(ctx context.Context, out io.Writer) error {
 	client, err := desk.Dial(c.Data)
@@ -163,7 +174,21 @@ func (c *agentListCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return desk.PrintAgents(out, agents)
+	agents = desk.AgentChoice{Attached: c.Attached, Gone: c.Gone, Unable: c.Unable, Node: c.OnNode,
+		Version: c.Version, Kernel: c.Kernel, Instance: c.Instance}.Of(agents)
+	if !c.JSON {
+		return desk.PrintAgents(out, agents)
+	}
+	for _, a := range agents {
+		line, err := protojson.Marshal(a)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(out, "%s\n", line); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type triggerCmd struct {

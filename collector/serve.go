@@ -77,6 +77,9 @@ type serveCmd struct {
 	MemoryCPU       uint32    `name:"memory-cpu" help:"Percent of all of a host's processors that a memory image may take; 0: no limit. 'case limit' changes it while it is taken." default:"0"`
 	MemoryBandwidth bandwidth `name:"memory-bandwidth" help:"Bytes to S3 each second that a memory image may take, such as 100MiB; 0: no limit." default:"0"`
 
+	MaxCases          int `help:"Cases that this node runs at a time; the most severe come first." default:"64"`
+	MaxCasesPerRegion int `help:"Cases that all nodes run at a time in one account and region, whose API they share." default:"32"`
+
 	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening." default:"2m"`
 	Stall         time.Duration `help:"A capture without progress for this long is given up." default:"2m"`
 	VolatileLimit time.Duration `help:"Deadline of the volatile data." default:"10m"`
@@ -135,6 +138,10 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	limits := &wire.Limits{CpuPercent: c.MemoryCPU, BytesPerSecond: uint64(c.MemoryBandwidth)}
 	if err := desk.CheckLimits(limits); err != nil {
 		return nil, err
+	}
+	caps := playbook.Caps{Node: c.MaxCases, Region: c.MaxCasesPerRegion}
+	if caps.Node < 1 || caps.Region < 1 {
+		return nil, fmt.Errorf("cannot run %d cases on a node and %d in a region: want 1 of each at least", caps.Node, caps.Region)
 	}
 	definitions, err := c.definitions()
 	if err != nil {
@@ -196,7 +203,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	cases := docket.New(docket.Config{Store: s.store, Node: node.Name, Bucket: bucket, Threshold: c.Severity,
 		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
 	s.docket = cases
-	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Log: log}
+	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Caps: caps, Log: log}
 	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
 	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: nodes{s.store, s.backup}, Log: log}

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"testing"
@@ -10,10 +11,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/quicklime-ir/quicklime/proto/evidence"
+	"github.com/quicklime-ir/quicklime/proto/identity"
 	"github.com/quicklime-ir/quicklime/proto/identity/identitytest"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
@@ -123,7 +126,7 @@ func TestTheCertificateMustBeOfTheNameThatWasDialled(t *testing.T) {
 	s := run(t, ca, Config{Collectors: []string{"localhost:" + port}}, nil)
 	b.next(t)
 	for host, want := range map[string]codes.Code{"localhost": codes.OK, "stranger.example": codes.Unavailable} {
-		conn, err := s.connect(node{addr: listener.Addr().String(), name: host + ":" + port})
+		conn, err := s.connect(node{addr: listener.Addr().String(), name: host + ":" + port}, credentials.NewTLS(s.cfg.TLS))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,6 +135,47 @@ func TestTheCertificateMustBeOfTheNameThatWasDialled(t *testing.T) {
 			t.Errorf("as %s: %v, want %v", host, err, want)
 		}
 		conn.Close()
+	}
+}
+
+// TestABusyNodeIsKnown from one that refuses the agent, and from one that
+// never answers.
+func TestABusyNodeIsKnown(t *testing.T) {
+	ca, strangers := identitytest.New(t), identitytest.New(t)
+	config, err := identity.ClientTLS(ca.Agent(t, me))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Collectors: []string{"127.0.0.1:1"}, TLS: config, Hello: func() *wire.Hello { return &wire.Hello{} }, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := newBench(t, strangers)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger.serve(t, listener)
+	closer, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		for {
+			conn, err := closer.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() { closer.Close(); <-closed })
+	for addr, busy := range map[string]bool{closer.Addr().String(): true, listener.Addr().String(): false, "127.0.0.1:1": false} {
+		if err := s.attach(t.Context(), node{addr, addr}, true, nil); err == nil || errors.Is(err, errBusy) != busy {
+			t.Errorf("%s: %v, busy %v", addr, err, busy)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -19,8 +20,12 @@ const (
 	lookupLimit  = 10 * time.Second // of one name
 	firstBackoff = time.Second
 	lastBackoff  = 5 * time.Minute
-	nextNode     = 2 * time.Second // the longest pause before another node is tried
-	steadyAfter  = time.Minute     // a stream this old starts the backoff anew
+	// busyBackoff is the longest where a node is there but sends agents away,
+	// which costs it next to nothing: with five minutes the last of many agents
+	// would be back long after the node had room for them.
+	busyBackoff = 30 * time.Second
+	nextNode    = 2 * time.Second // the longest pause before another node is tried
+	steadyAfter = time.Minute     // a stream this old starts the backoff anew
 )
 
 // node is one process of the collector.
@@ -84,6 +89,7 @@ type search struct {
 	left []node        // of this round, to be tried still
 	wait time.Duration // the longest pause after this round
 	ask  time.Duration // the least one, as a node has asked for
+	busy bool          // a node of this round is there, and sends agents away
 	lost node          // that the session hung on last; it is tried last
 }
 
@@ -110,14 +116,19 @@ func (s *search) next() node {
 // gives the pause before the next, and whether the round is over.
 func (s *search) failed(n node, err error, lasted time.Duration) (pause time.Duration, over bool) {
 	s.ask = max(s.ask, asked(err))
+	s.busy = s.busy || errors.Is(err, errBusy) || status.Code(err) == codes.ResourceExhausted
 	if lasted >= steadyAfter || errors.Is(err, errUseless) {
 		*s = search{wait: firstBackoff, ask: asked(err), lost: n}
 	}
 	if len(s.left) > 0 {
 		return rand.N(nextNode), false
 	}
-	pause = s.ask + rand.N(s.wait)
-	s.wait, s.ask = min(2*s.wait, lastBackoff), 0
+	most := lastBackoff
+	if s.busy {
+		most = busyBackoff
+	}
+	pause = s.ask + rand.N(min(s.wait, most))
+	s.wait, s.ask, s.busy = min(2*s.wait, most), 0, false
 	return pause, true
 }
 

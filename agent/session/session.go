@@ -18,6 +18,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -192,10 +193,10 @@ func (s *Session) Run(ctx context.Context, handle Handler) error {
 
 // connect prepares the connection to a node. Each try has a new one: gRPC
 // would redial a failed one by itself, without the search's jitter.
-func (s *Session) connect(n node) (*grpc.ClientConn, error) {
+func (s *Session) connect(n node, creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
 		grpc.WithAuthority(n.name), // of which the certificate must be
-		grpc.WithTransportCredentials(credentials.NewTLS(s.cfg.TLS)),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingLimit}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectLimit}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply), grpc.MaxCallSendMsgSize(maxMessage)),
@@ -209,7 +210,8 @@ func (s *Session) connect(n node) (*grpc.ClientConn, error) {
 // attach holds one stream until it breaks. The receiving goroutine belongs
 // to it: it ends with the stream's context, and is waited for.
 func (s *Session) attach(parent context.Context, n node, alone bool, handle Handler) error {
-	conn, err := s.connect(n)
+	creds := listening{credentials.NewTLS(s.cfg.TLS), new(atomic.Bool)}
+	conn, err := s.connect(n, creds)
 	if err != nil {
 		return err
 	}
@@ -219,7 +221,7 @@ func (s *Session) attach(parent context.Context, n node, alone bool, handle Hand
 	api := wire.NewAgentServiceClient(conn)
 	stream, err := api.Attach(ctx)
 	if err != nil {
-		return err
+		return creds.why(err)
 	}
 	if err := stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Hello{Hello: s.cfg.Hello()}}); err != nil {
 		return receiveError(stream, err)

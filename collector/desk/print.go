@@ -74,22 +74,18 @@ func PrintCase(w io.Writer, c casefile.Case, progress []*wire.Progress) error {
 	return t.Flush()
 }
 
-// PrintAgents writes one line for each attached agent.
+// PrintAgents writes one line for each agent.
 func PrintAgents(w io.Writer, agents []*wire.AttachedAgent) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "AGENT\tHOST\tVERSION\tKERNEL\tRAM\tMEMORY SOURCES\tLAST SEEN")
+	fmt.Fprintln(t, "AGENT\tHOST\tVERSION\tKERNEL\tRAM\tMEMORY SOURCES\tNODE\tLAST SEEN")
 	for _, a := range agents {
-		var sources []string
-		for _, v := range a.GetHello().GetMemorySources() {
-			word := v.GetSource() + ":ok"
-			if !v.GetUsable() {
-				word = v.GetSource() + ":" + v.GetReason()
-			}
-			sources = append(sources, word)
+		node, seen := Plain(a.GetNode()), a.GetLastSeen().AsTime().Format(time.TimeOnly)
+		if !a.GetPresent() {
+			node, seen = "-", a.GetLastSeen().AsTime().Format(time.DateTime)
 		}
 		h := a.GetHello()
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.GetId(), Plain(h.GetHostname()), Plain(h.GetAgentVersion()), Plain(h.GetKernelRelease()),
-			Bytes(h.GetRamBytes()), Plain(strings.Join(sources, " ")), a.GetLastSeen().AsTime().Format(time.TimeOnly))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.GetId(), Plain(h.GetHostname()), Plain(h.GetAgentVersion()), Plain(h.GetKernelRelease()),
+			Bytes(h.GetRamBytes()), Plain(wire.Verdicts(h)), node, seen)
 	}
 	return t.Flush()
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -292,7 +291,7 @@ func (f *Fleet) forgetOld(ctx context.Context) {
 // unable reports whether an agent says that its host's memory cannot be
 // captured.
 func unable(h *wire.Hello) bool {
-	return !slices.ContainsFunc(h.GetMemorySources(), (*wire.SourceVerdict).GetUsable)
+	return !wire.Capturable(h)
 }
 
 // alert tells, once for each time that it comes to be so, which hosts' memory
@@ -311,7 +310,7 @@ func (f *Fleet) alert(ctx context.Context) {
 		return
 	}
 	for _, a := range names {
-		f.log.Warn("this host's memory could not be captured", "agent", a.GetId(), "host", a.GetHello().GetHostname(), "sources", Verdicts(a.GetHello()))
+		f.log.Warn("this host's memory could not be captured", "agent", a.GetId(), "host", a.GetHello().GetHostname(), "sources", wire.Verdicts(a.GetHello()))
 	}
 	if f.cfg.Alert != nil {
 		if err := f.cfg.Alert(ctx, names); err != nil {
@@ -341,18 +340,4 @@ func (f *Fleet) alerted(ctx context.Context, a *attached) {
 	if err == nil {
 		a.told = revision
 	}
-}
-
-// Verdicts says in a line what a host's memory could be captured by, and why
-// not.
-func Verdicts(h *wire.Hello) string {
-	var words []string
-	for _, v := range h.GetMemorySources() {
-		word := v.GetSource() + ":ok"
-		if !v.GetUsable() {
-			word = v.GetSource() + ":" + v.GetReason()
-		}
-		words = append(words, word)
-	}
-	return strings.Join(words, " ")
 }

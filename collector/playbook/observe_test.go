@@ -35,7 +35,7 @@ func (d *diary) StepEnded(step string, outcome casefile.Outcome, took time.Durat
 func TestAnObserverIsToldOfEachStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := newShelf(t, "memory", "image", "contain"), &diary{}
-		r := &Runner{Docket: s, Log: slog.New(slog.DiscardHandler), Observer: d, Steps: []Step{
+		r := &Runner{Docket: s, Log: slog.New(slog.DiscardHandler), Caps: DefaultCaps, Observer: d, Steps: []Step{
 			step("memory", func(context.Context, *Run) error { time.Sleep(3 * time.Second); return nil }),
 			step("image", func(context.Context, *Run) error { return errors.New("denied") }),
 			step("contain", func(ctx context.Context, _ *Run) error { <-ctx.Done(); return ctx.Err() }),

@@ -13,13 +13,11 @@
 package playbook
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +27,6 @@ import (
 
 // Bounds of a runner.
 const (
-	maxCases     = 64 // run by one node at a time
 	firstBackoff = time.Second
 	lastBackoff  = 30 * time.Second
 	rescanEvery  = 30 * time.Second // in case that a change of the queue was missed
@@ -97,6 +94,7 @@ func (r *Run) Learn(ctx context.Context, fact casefile.Event) (casefile.Case, er
 type Runner struct {
 	Docket Docket
 	Steps  []Step
+	Caps   Caps
 	Log    *slog.Logger
 
 	Observer Observer // nil: nobody
@@ -116,7 +114,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	defer cases.Wait()
 	running := map[string]bool{}
 	resting := map[string]time.Time{} // until when
-	done := make(chan finished, maxCases)
+	done := make(chan finished, r.Caps.Node)
 	rescan := time.NewTicker(rescanEvery)
 	defer rescan.Stop()
 	for {
@@ -124,7 +122,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			r.Log.Error("cannot read the queue of cases, will try again", "error", err)
 		}
-		for _, id := range choose(places, running, resting, time.Now()) {
+		for _, id := range choose(places, running, resting, r.Caps, time.Now()) {
 			if claim, ok := r.own(ctx, id); ok {
 				running[id] = true
 				cases.Go(func() { done <- finished{id, r.run(ctx, id, claim)} })
@@ -144,23 +142,6 @@ func (r *Runner) Run(ctx context.Context) error {
 			}
 		}
 	}
-}
-
-// choose gives the cases to take up now: those that nobody runs, the most
-// severe first.
-func choose(places []casefile.Place, running map[string]bool, resting map[string]time.Time, now time.Time) []string {
-	var free []casefile.Place
-	for _, p := range places {
-		if p.Owner == "" && !running[p.ID] && !now.Before(resting[p.ID]) {
-			free = append(free, p)
-		}
-	}
-	slices.SortStableFunc(free, func(a, b casefile.Place) int { return cmp.Compare(b.Severity, a.Severity) })
-	var out []string
-	for _, p := range free[:min(len(free), maxCases-len(running))] {
-		out = append(out, p.ID)
-	}
-	return out
 }
 
 // own makes a case this node's, unless another was quicker.

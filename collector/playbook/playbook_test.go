@@ -97,7 +97,9 @@ func runUntilEnded(t *testing.T, s *shelf, steps ...Step) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- (&Runner{Docket: s, Steps: steps, Log: slog.New(slog.DiscardHandler)}).Run(ctx) }()
+	go func() {
+		done <- (&Runner{Docket: s, Steps: steps, Caps: DefaultCaps, Log: slog.New(slog.DiscardHandler)}).Run(ctx)
+	}()
 	for {
 		time.Sleep(time.Second)
 		if c, _ := s.Get(ctx, "c1"); c.State == casefile.Ended {
@@ -187,7 +189,7 @@ func TestARestartTakesTheCaseUpWhereItWas(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		hang := func(ctx context.Context, _ *Run) error { <-ctx.Done(); return ctx.Err() }
-		first := &Runner{Docket: s, Log: slog.New(slog.DiscardHandler),
+		first := &Runner{Docket: s, Caps: DefaultCaps, Log: slog.New(slog.DiscardHandler),
 			Steps: []Step{count("volatile", fine), count("memory", hang), count("contain", fine)}}
 		go func() { done <- first.Run(ctx) }()
 		synctest.Wait()
@@ -231,23 +233,6 @@ func TestACaseThatIsLostIsLeftAlone(t *testing.T) {
 			t.Errorf("the deadline was %v, and then %v", deadlines[0], deadlines[1])
 		}
 	})
-}
-
-// TestTheWorstIsTakenUpFirst, and nothing that another node runs.
-func TestTheWorstIsTakenUpFirst(t *testing.T) {
-	now := time.Now()
-	places := []casefile.Place{{ID: "old", Severity: 7}, {ID: "theirs", Severity: 9, Owner: "b"}, {ID: "worst", Severity: 9},
-		{ID: "mine", Severity: 9}, {ID: "resting", Severity: 9}, {ID: "new", Severity: 7}}
-	got := choose(places, map[string]bool{"mine": true}, map[string]time.Time{"resting": now.Add(time.Second)}, now)
-	if want := []string{"worst", "old", "new"}; !slices.Equal(got, want) {
-		t.Errorf("chosen are %q, want %q", got, want)
-	}
-	for n := range 2 * maxCases {
-		places = append(places, casefile.Place{ID: strconv.Itoa(n)})
-	}
-	if got := choose(places, map[string]bool{"mine": true}, nil, now); len(got) != maxCases-1 {
-		t.Errorf("%d are taken up beside one that runs, want %d", len(got), maxCases-1)
-	}
 }
 
 func TestACaseWhoseRecordFailsIsTakenUpAgain(t *testing.T) {

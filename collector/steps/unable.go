@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/quicklime-ir/quicklime/collector/fleet"
 	"github.com/quicklime-ir/quicklime/collector/notify"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
@@ -17,7 +16,7 @@ const namedHosts = 15
 func UnableHosts(hosts []*wire.AttachedAgent) notify.Message {
 	var lines []string
 	for _, a := range hosts[:min(len(hosts), namedHosts)] {
-		lines = append(lines, fmt.Sprintf("%s %s, kernel %s: %s", a.GetId(), a.GetHello().GetHostname(), a.GetHello().GetKernelRelease(), fleet.Verdicts(a.GetHello())))
+		lines = append(lines, fmt.Sprintf("%s %s, kernel %s: %s", a.GetId(), a.GetHello().GetHostname(), a.GetHello().GetKernelRelease(), wire.Verdicts(a.GetHello())))
 	}
 	if more := len(hosts) - namedHosts; more > 0 {
 		lines = append(lines, fmt.Sprintf("and %d more: 'quicklime-collector agent list --unable'", more))

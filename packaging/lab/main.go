@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -22,12 +24,15 @@ import (
 	"github.com/quicklime-ir/quicklime/packaging/lab/crowd"
 	"github.com/quicklime-ir/quicklime/packaging/lab/demo"
 	"github.com/quicklime-ir/quicklime/packaging/lab/guest"
+	"github.com/quicklime-ir/quicklime/packaging/lab/swarm"
+	"github.com/quicklime-ir/quicklime/packaging/lab/wires"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
 
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Run the main job, from a finding to a sealed case, and check it."`
 	Bench   benchCmd   `cmd:"" help:"Measure a capture, a line for each figure: name value unit."`
+	Swarm   swarmCmd   `cmd:"" help:"Attach thousands of agents to a collector, and measure, a line for each figure: name value unit."`
 	Chaos   chaosCmd   `cmd:"" help:"Torment collectors while they work, and judge whether a case was lost or a step done twice."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
 	Crowd   crowdCmd   `cmd:"" name:"crowd" help:"Make a busy host in this process's namespaces, and measure on it; bench starts it." hidden:""`
@@ -109,11 +114,39 @@ func (c *benchCmd) Run(ctx context.Context) error {
 		Out: os.Stdout, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
 
+type swarmCmd struct {
+	Bin    string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
+	Agents int           `help:"How many agents." default:"10000"`
+	Sample int           `help:"Of these: agents that get orders, half of them while the others come back." default:"80"`
+	Idle   time.Duration `help:"How long the idle collector is watched." default:"30s"`
+	Log    string        `help:"File for the collector's log." type:"path" default:"/dev/null"`
+}
+
+func (c *swarmCmd) Run(ctx context.Context) (err error) {
+	if c.Sample < 2 || c.Agents <= c.Sample {
+		return fmt.Errorf("cannot make a swarm of %d agents with a sample of %d: want more agents than that, and a sample of 2 or more", c.Agents, c.Sample)
+	}
+	binaries, err := world.BinariesIn(c.Bin)
+	if err != nil {
+		return err
+	}
+	logs, err := os.Create(c.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, logs.Close()) }()
+	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Idle: c.Idle, Out: os.Stdout, Logs: logs})
+	return err
+}
+
 type chaosCmd struct {
 	Bin      string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
 	Duration time.Duration `help:"How long the torments last; the cases then have time to end." default:"1m"`
+	Nodes    int           `help:"Nodes of the collector; several are in network namespaces, whose wires are cut, too, which takes root." default:"3"`
+	Grow     bool          `help:"Begin with one node, let the others join while cases run, then kill the first for good."`
 	Seed     uint64        `help:"What the torments are drawn from; 0 draws it."`
 	Keep     string        `help:"Folder that keeps the bucket and the logs." type:"path"`
+	Inside   bool          `help:"This process is in namespaces of its own." hidden:""`
 }
 
 func (c *chaosCmd) Run(ctx context.Context) error {
@@ -124,7 +157,10 @@ func (c *chaosCmd) Run(ctx context.Context) error {
 	if c.Seed == 0 {
 		c.Seed = rand.Uint64()
 	}
-	verdict, err := chaos.Run(ctx, chaos.Options{Binaries: binaries, Duration: c.Duration, Seed: c.Seed, Keep: c.Keep, Out: os.Stdout})
+	if c.Nodes > 1 && !c.Inside {
+		return inside(ctx, append(os.Args[1:], "--inside", "--seed", strconv.FormatUint(c.Seed, 10))...)
+	}
+	verdict, err := chaos.Run(ctx, chaos.Options{Binaries: binaries, Duration: c.Duration, Nodes: c.Nodes, Grow: c.Grow, Seed: c.Seed, Keep: c.Keep, Out: os.Stdout})
 	if err != nil {
 		return err
 	}
@@ -135,6 +171,19 @@ func (c *chaosCmd) Run(ctx context.Context) error {
 		return errors.New("the collectors did not stand it")
 	}
 	return nil
+}
+
+// inside runs this program again in namespaces of its own.
+func inside(ctx context.Context, args ...string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread() // the child ends with its thread
+	defer runtime.UnlockOSThread()
+	cmd := wires.Command(ctx, self, args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd.Run()
 }
 
 type crowdCmd struct {

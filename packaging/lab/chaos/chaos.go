@@ -24,6 +24,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/custody"
+	"github.com/quicklime-ir/quicklime/packaging/lab/wires"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
 
@@ -42,6 +43,8 @@ var patient = []string{"--agent-wait", "10m", "--stall", "5m"}
 type Options struct {
 	Binaries world.Binaries
 	Duration time.Duration // of the torments
+	Nodes    int           // of the collector; several need namespaces, as wires.Command gives them
+	Grow     bool          // begin with one node, let the others join one by one, then kill the first for good; no other torment of nodes
 	Seed     uint64
 	Keep     string    // folder for the lab's files, kept; "" is a temporary one, kept where the verdict is bad
 	Out      io.Writer // a line for each torment, then the faults and the verdict
@@ -53,6 +56,8 @@ type chaos struct {
 	life  context.Context // of the whole run
 	began time.Time
 	world *world.World
+	gone  bool         // the first node is, for good
+	wires *wires.Wires // nil where there is one node
 
 	observer observer
 	finder   *finder
@@ -89,12 +94,25 @@ func Run(ctx context.Context, o Options) (v Verdict, err error) {
 	defer logs.Close()
 	c := &chaos{o: o, life: ctx, began: time.Now()}
 	hosts := max(4, int(o.Duration/hostEvery))
-	c.world, err = world.Start(ctx, world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Hosts: hosts,
-		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20, Collector: patient})
-	if err != nil {
+	cfg := world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Hosts: hosts, Nodes: o.Nodes,
+		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20, Collector: patient}
+	if o.Nodes > 1 {
+		if c.wires, err = wires.Lay(ctx, o.Nodes); err != nil {
+			return v, err
+		}
+		cfg.Hub, cfg.Place = wires.Hub, func(n int) world.Place { return world.Place{Host: wires.Addr(n), Netns: c.wires.Namespace(n)} }
+	}
+	if c.world, err = world.Start(ctx, cfg); err != nil {
 		return v, err
 	}
 	defer func() { err = errors.Join(err, c.world.Close()) }()
+	if !o.Grow {
+		for _, n := range c.world.Nodes()[1:] {
+			if err := n.Join(ctx, c.world.Node(0)); err != nil {
+				return v, err
+			}
+		}
+	}
 	c.world.S3.OnAnswer(c.observer.see)
 	stop, err := c.agents(dir, hosts)
 	defer func() { err = errors.Join(err, stop()) }()
@@ -154,7 +172,7 @@ func (c *chaos) agents(dir string, hosts int) (stop func() error, err error) {
 
 // torment lets everything happen at once, and then calls it off.
 func (c *chaos) torment(ctx context.Context, hosts int) error {
-	c.say("seed %d: %v of torments, %d hosts", c.o.Seed, c.o.Duration, hosts)
+	c.say("seed %d: %v of torments, %d nodes, %d hosts", c.o.Seed, c.o.Duration, len(c.world.Nodes()), hosts)
 	c.finder = &finder{random: c.random(0), deliver: c.world.AWS.SendRaw}
 	for n := range hosts {
 		c.finder.hosts = append(c.finder.hosts, c.world.Host(n))
@@ -165,12 +183,26 @@ func (c *chaos) torment(ctx context.Context, hosts int) error {
 	group.Go(func() error { return c.finder.run(limited, c.o.Duration) })
 	group.Go(func() error { return c.storage(limited, c.random(1)) })
 	group.Go(func() error { return c.account(limited, c.random(2)) })
-	group.Go(func() error { return c.node(limited, c.world.Node(0), c.random(3)) })
+	if c.o.Grow {
+		group.Go(func() error { return c.grow(limited) })
+	} else {
+		c.tormentNodes(limited, group)
+	}
 	err := group.Wait()
 	c.world.S3.Calm()
 	c.world.AWS.Calm()
 	c.say("peace: %d events were sent; %d times a node ended by itself", len(c.finder.sent), c.deaths.Load())
 	return err
+}
+
+// tormentNodes torments the nodes, and the wires between them.
+func (c *chaos) tormentNodes(ctx context.Context, group *errgroup.Group) {
+	if c.wires != nil {
+		group.Go(func() error { return c.network(ctx, c.wires, c.random(3)) })
+	}
+	for i, n := range c.world.Nodes() {
+		group.Go(func() error { return c.node(ctx, n, c.random(uint64(10+i))) })
+	}
 }
 
 // random gives each tormentor a source of its own, so that what one draws does
@@ -181,9 +213,19 @@ func (c *chaos) random(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(c
 // journal is in the bucket, or for so long that the judge may speak.
 func (c *chaos) settle(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, settleLimit)
-	defer cancel()
+	group, kept := errgroup.WithContext(limited)
+	for _, n := range c.living() {
+		group.Go(func() error { return c.keep(kept, n) })
+	}
+	err := c.quiet(limited)
+	cancel()
+	return errors.Join(group.Wait(), err, ctx.Err())
+}
+
+// quiet returns once nothing is unsettled, or ctx ends.
+func (c *chaos) quiet(ctx context.Context) error {
 	for told := time.Now(); ; {
-		what, err := Unsettled(limited, c.world)
+		what, err := Unsettled(ctx, c.world)
 		if err == nil && what == "" {
 			c.say("all is quiet")
 			return nil
@@ -192,9 +234,9 @@ func (c *chaos) settle(ctx context.Context) error {
 			told = time.Now()
 			c.say("not quiet yet: %s (%v)", what, err)
 		}
-		if !sleep(limited, 300*time.Millisecond) {
-			c.say("it is not quiet after %v", settleLimit)
-			return ctx.Err()
+		if !sleep(ctx, 300*time.Millisecond) {
+			c.say("it is not quiet, and the time is over")
+			return nil
 		}
 	}
 }
@@ -205,7 +247,7 @@ func Unsettled(ctx context.Context, w *world.World) (string, error) {
 	if q := w.AWS.State().Queue; q.Visible+q.InFlight > 0 {
 		return fmt.Sprintf("%d events wait, %d are in hand", q.Visible, q.InFlight), nil
 	}
-	cases, err := w.Node(0).Cases(ctx)
+	cases, err := w.Cases(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -231,7 +273,7 @@ func Unsettled(ctx context.Context, w *world.World) (string, error) {
 func Look(ctx context.Context, w *world.World, sent []Sent, marks []Mark) (Evidence, error) {
 	e := Evidence{Sent: sent, Marks: marks, Acts: w.AWS.Acts(), Account: w.AWS.State(), Papers: map[string]Papers{}, End: time.Now()}
 	var err error
-	if e.Cases, err = w.Node(0).Cases(ctx); err != nil {
+	if e.Cases, err = w.Cases(ctx); err != nil {
 		return e, err
 	}
 	slices.SortFunc(e.Cases, func(a, b casefile.Case) int { return a.Opened.Compare(b.Opened) })

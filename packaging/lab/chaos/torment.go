@@ -7,12 +7,12 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
 	"github.com/quicklime-ir/quicklime/packaging/lab/clock"
 	"github.com/quicklime-ir/quicklime/packaging/lab/emulator"
+	"github.com/quicklime-ir/quicklime/packaging/lab/wires"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
 
@@ -22,6 +22,7 @@ const (
 	maxAway   = 5 * time.Second
 	maxJump   = 5 * time.Minute // of a wall clock, either way; at more AWS refuses what is signed
 	maxOutage = 8 * time.Second
+	maxApart  = 15 * time.Second
 	maxPeace  = 8 * time.Second
 	patience  = 10 * time.Second // of a node that is asked to end
 )
@@ -56,14 +57,34 @@ func (c *chaos) node(ctx context.Context, n *world.Node, r *rand.Rand) error {
 			return nil
 		case <-n.Ended():
 			peace.Stop()
-			c.deaths.Add(1)
-			c.say("%s ended by itself", n.Name)
-			err = c.start(n)
+			err = c.revive(n)
 		case <-peace.C:
 			err = c.strike(ctx, n, r)
 		}
 		if err != nil {
 			return err
+		}
+	}
+}
+
+// revive starts a node that has ended by itself, as an init system does.
+func (c *chaos) revive(n *world.Node) error {
+	c.deaths.Add(1)
+	c.say("%s ended by itself", n.Name)
+	sleep(c.life, time.Second)
+	return n.Launch()
+}
+
+// keep keeps a node running until ctx ends.
+func (c *chaos) keep(ctx context.Context, n *world.Node) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.Ended():
+			if err := c.revive(n); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -78,13 +99,13 @@ func (c *chaos) strike(ctx context.Context, n *world.Node, r *rand.Rand) error {
 			return err
 		}
 		sleep(ctx, away)
-		return c.start(n)
+		return n.Launch()
 	case kind < 6:
 		c.say("%s is asked to end", n.Name)
 		if err := n.Stop(patience); err != nil {
 			return err
 		}
-		return c.start(n)
+		return n.Launch()
 	case kind < 7 && runtime.GOARCH == "amd64":
 		ahead := between(r, -maxJump, maxJump).Round(time.Second)
 		return c.jump(ctx, n, ahead, between(r, time.Second, maxFreeze))
@@ -120,21 +141,81 @@ func (c *chaos) jump(ctx context.Context, n *world.Node, ahead, during time.Dura
 	}
 }
 
-// start starts a node, and tries again where it ends by itself.
-func (c *chaos) start(n *world.Node) error {
-	for {
-		err := n.Start(c.life)
-		if err == nil || c.life.Err() != nil {
+// grow lets node after node join the first, and kills that for good, so that
+// the rest of the time and the settling are the others'.
+func (c *chaos) grow(ctx context.Context) error {
+	nodes := c.world.Nodes()
+	first := nodes[0]
+	pause := c.o.Duration / time.Duration(len(nodes)+1)
+	for _, n := range nodes[1:] {
+		sleep(ctx, pause)
+		c.say("%s joins", n.Name)
+		if err := n.Join(c.life, first); err != nil {
 			return err
 		}
-		c.deaths.Add(1)
-		why, _, _ := strings.Cut(err.Error(), "\n")
-		c.say("%s does not start: %s", n.Name, why)
-		if err := n.Kill(); err != nil {
-			return err
-		}
-		sleep(c.life, time.Second)
+		c.say("%s has joined", n.Name)
 	}
+	sleep(ctx, pause)
+	c.say("%s is killed for good", first.Name)
+	c.gone = true
+	return first.Kill()
+}
+
+// living gives the nodes that are to run.
+func (c *chaos) living() []*world.Node {
+	if c.gone {
+		return c.world.Nodes()[1:]
+	}
+	return c.world.Nodes()
+}
+
+// network cuts wires until ctx ends, one cut at a time, and mends each.
+func (c *chaos) network(ctx context.Context, w *wires.Wires, r *rand.Rand) error {
+	nodes := c.world.Nodes()
+	for sleep(ctx, between(r, time.Second, maxPeace)) {
+		a := r.IntN(len(nodes))
+		b := (a + 1 + r.IntN(len(nodes)-1)) % len(nodes)
+		apart := between(r, 500*time.Millisecond, maxApart)
+		cut := func(what string, cuts ...func() (func(context.Context) error, error)) error {
+			c.say("%s for %v", what, apart.Round(time.Millisecond))
+			var mends []func(context.Context) error
+			for _, one := range cuts {
+				mend, err := one()
+				if err != nil {
+					return err
+				}
+				mends = append(mends, mend)
+			}
+			sleep(ctx, apart)
+			var errs []error
+			for _, mend := range mends {
+				errs = append(errs, mend(c.life))
+			}
+			return errors.Join(errs...)
+		}
+		mute := func() (func(context.Context) error, error) { return w.Mute(c.life, a) }
+		deafen := func() (func(context.Context) error, error) { return w.Deafen(c.life, a) }
+		part := func(from, to int) func() (func(context.Context) error, error) {
+			return func() (func(context.Context) error, error) { return w.Part(c.life, from, to) }
+		}
+		var err error
+		switch r.IntN(5) {
+		case 0:
+			err = cut("nobody hears "+nodes[a].Name, mute)
+		case 1:
+			err = cut(nodes[a].Name+" hears nobody", deafen)
+		case 2:
+			err = cut(nodes[a].Name+" is cut off", mute, deafen)
+		case 3:
+			err = cut(nodes[b].Name+" does not hear "+nodes[a].Name, part(a, b))
+		default:
+			err = cut(nodes[a].Name+" and "+nodes[b].Name+" do not hear each other", part(a, b), part(b, a))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // storage torments S3 until ctx ends.

@@ -5,10 +5,12 @@ package discord
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math"
 	"mime"
 	"net"
@@ -77,6 +79,7 @@ type Fault struct {
 // Receiver takes messages.
 type Receiver struct {
 	listener net.Listener
+	scheme   string
 	server   *http.Server
 	served   chan struct{}
 
@@ -85,23 +88,27 @@ type Receiver struct {
 	faults   []Fault   // owned by mu
 }
 
-// Start listens at an address of this host, 127.0.0.1 for one.
-func Start(host string) (*Receiver, error) {
+// Start listens at an address of this host, 127.0.0.1 for one. With a
+// certificate for it the webhook is https, as Discord's own.
+func Start(host string, cert *tls.Certificate) (*Receiver, error) {
 	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen for webhooks: %w", err)
 	}
-	r := &Receiver{listener: listener, served: make(chan struct{})}
-	r.server = &http.Server{Handler: r, ReadTimeout: 10 * time.Second}
+	r := &Receiver{listener: listener, scheme: "http", served: make(chan struct{})}
+	if cert != nil {
+		r.listener, r.scheme = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{*cert}, MinVersion: tls.VersionTLS12}), "https"
+	}
+	r.server = &http.Server{Handler: r, ReadTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() { // ends with Close
 		defer close(r.served)
-		_ = r.server.Serve(listener) // always ErrServerClosed
+		_ = r.server.Serve(r.listener) // always ErrServerClosed
 	}()
 	return r, nil
 }
 
 // URL is the webhook's, token and all.
-func (r *Receiver) URL() string { return "http://" + r.listener.Addr().String() + hook + token }
+func (r *Receiver) URL() string { return r.scheme + "://" + r.listener.Addr().String() + hook + token }
 
 // Messages gives what was taken so far, in the order of arrival.
 func (r *Receiver) Messages() []Message {

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func start(t *testing.T) *Receiver {
 	t.Helper()
-	r, err := Start("127.0.0.1")
+	r, err := Start("127.0.0.1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

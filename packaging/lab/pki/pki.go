@@ -70,6 +70,16 @@ func (a *Authority) Write(dir string) (path string, err error) {
 // is reached from itself and from a guest, and for more hosts, each an IP
 // address or a DNS name.
 func (a *Authority) Server(hosts ...string) (Pair, error) {
+	return a.sign(server(hosts, x509.ExtKeyUsageServerAuth))
+}
+
+// Peer gives the certificate of a node, by which others reach it and it
+// reaches them, for the same hosts as a server's.
+func (a *Authority) Peer(hosts ...string) (Pair, error) {
+	return a.sign(server(hosts, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth))
+}
+
+func server(hosts []string, usage ...x509.ExtKeyUsage) *x509.Certificate {
 	t := template("Quicklime lab server")
 	t.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 0, 2, 2)}
 	t.DNSNames = []string{"localhost"}
@@ -80,8 +90,8 @@ func (a *Authority) Server(hosts ...string) (Pair, error) {
 			t.DNSNames = append(t.DNSNames, host)
 		}
 	}
-	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	return a.sign(t)
+	t.ExtKeyUsage = usage
+	return t
 }
 
 // Agent gives the certificate of an agent by its SPIFFE id,

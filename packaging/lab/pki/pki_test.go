@@ -60,6 +60,17 @@ func TestServer(t *testing.T) {
 	}
 }
 
+func TestPeer(t *testing.T) {
+	a := authority(t)
+	p, err := a.Peer("192.0.2.7")
+	_, cert := certificate(t, p, err)
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		if _, err := cert.Verify(x509.VerifyOptions{Roots: a.Pool(), DNSName: "192.0.2.7", KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+			t.Errorf("usage %v: %v", usage, err)
+		}
+	}
+}
+
 func TestAgent(t *testing.T) {
 	a := authority(t)
 	p, err := a.Agent(agent)

@@ -46,7 +46,8 @@ func (a AgentSpec) Run(ctx context.Context, logs io.Writer) error {
 	authorities.AppendCertsFromPEM(pem)
 	log := slog.New(slog.NewTextHandler(logs, nil))
 	s, err := session.New(session.Config{Collectors: strings.Split(a.Collector, ","), TLS: tls, Log: log, Hello: func() *wire.Hello {
-		return &wire.Hello{AgentVersion: "lab", BinarySha256: make([]byte, 32), Hostname: a.Instance, KernelRelease: "6.1.0-lab", WallClock: timestamppb.Now()}
+		return &wire.Hello{AgentVersion: "lab", BinarySha256: make([]byte, 32), Hostname: a.Instance, KernelRelease: "6.1.0-lab", WallClock: timestamppb.Now(),
+			MemorySources: []*wire.SourceVerdict{{Source: "file", Usable: true}}}
 	}})
 	if err != nil {
 		return err

@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -13,6 +16,10 @@ import (
 	"github.com/quicklime-ir/quicklime/packaging/lab/process"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
+
+// startLimit is how long a node may take to answer: the only one is there at
+// once, one of several may have to learn from the others first.
+const startLimit = 30 * time.Second
 
 // Place is where a node lives.
 type Place struct {
@@ -28,7 +35,8 @@ type Node struct {
 
 	w     *World
 	place Place
-	port  int // of the agents' listener; 0 before the first start
+	port  int // of the agents' listener
+	peer  int // of the other nodes' listener
 	child *process.Child
 }
 
@@ -46,6 +54,9 @@ func (w *World) newNode(n int) *Node {
 // Node gives a node by its number, from 0.
 func (w *World) Node(n int) *Node { return w.nodes[n] }
 
+// Nodes gives all nodes, started or not.
+func (w *World) Nodes() []*Node { return slices.Clone(w.nodes) }
+
 // Data is the node's data folder.
 func (n *Node) Data() string {
 	if n.Name == "collector" {
@@ -57,13 +68,52 @@ func (n *Node) Data() string {
 // Addr is the agents' listener.
 func (n *Node) Addr() string { return net.JoinHostPort(n.place.Host, strconv.Itoa(n.port)) }
 
-func (n *Node) writeCertificate() error {
+func (n *Node) writeCertificates() error {
 	pair, err := n.w.authority.Server(n.place.Host)
 	if err != nil {
 		return err
 	}
-	_, _, err = pair.Write(n.w.cfg.Dir, n.Name)
+	if _, _, err = pair.Write(n.w.cfg.Dir, n.Name); err != nil || n.w.peers == nil {
+		return err
+	}
+	if pair, err = n.w.peers.Peer(n.place.Host); err != nil {
+		return err
+	}
+	_, _, err = pair.Write(n.w.cfg.Dir, "peer-"+n.Name)
 	return err
+}
+
+// Join has another node let this one in, and starts it for the first time.
+func (n *Node) Join(ctx context.Context, other *Node) error {
+	var document []byte
+	if err := other.ask(ctx, func(ctx context.Context, c *desk.Client) (err error) {
+		document, err = c.JoinNode(ctx, n.Name, n.peerURL())
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.joinFile(), document, 0o600); err != nil {
+		return err
+	}
+	return n.Start(ctx)
+}
+
+func (n *Node) joinFile() string { return n.w.path("join-" + n.Name + ".json") }
+func (n *Node) peerAddr() string { return net.JoinHostPort(n.place.Host, strconv.Itoa(n.peer)) }
+func (n *Node) peerURL() string  { return "https://" + n.peerAddr() }
+
+// peerFlags make the node one of several.
+func (n *Node) peerFlags() []string {
+	if n.w.peers == nil {
+		return nil
+	}
+	path := n.w.path
+	flags := []string{"--node", n.Name, "--signing-key", path("signing.key"), "--peer-listen", n.peerAddr(), "--peer-url", n.peerURL(),
+		"--peer-cert", path("peer-" + n.Name + ".crt"), "--peer-key", path("peer-" + n.Name + ".key"), "--peer-ca", path("peer-ca.crt")}
+	if _, err := os.Stat(n.joinFile()); err == nil {
+		flags = append(flags, "--join", n.joinFile())
+	}
+	return flags
 }
 
 // Start starts the node, and waits until it answers its operators.
@@ -71,7 +121,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if err := n.Launch(); err != nil {
 		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+	limited, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	if err := n.child.Await(limited, func() bool {
 		_, err := n.Cases(limited)
@@ -84,12 +134,6 @@ func (n *Node) Start(ctx context.Context) error {
 
 // Launch starts the node, and does not wait for it.
 func (n *Node) Launch() error {
-	if n.port == 0 {
-		var err error
-		if n.port, err = freePort(n.place); err != nil {
-			return err
-		}
-	}
 	w := n.w
 	grants := w.S3.URL()
 	if w.cfg.Guest {
@@ -97,20 +141,28 @@ func (n *Node) Launch() error {
 	}
 	args := append([]string{"serve", "--data", n.Data(), "--listen", n.Addr(), "--bucket", Bucket, "--queue", w.AWS.QueueURL(),
 		"--grant-endpoint", grants, "--cert", w.path(n.Name + ".crt"), "--key", w.path(n.Name + ".key"), "--agent-ca", w.path("ca.crt"),
-		"--trust-domain", TrustDomain, "--discord-file", w.path("discord.url"), "--retention", "1h"}, w.cfg.Collector...)
+		"--trust-domain", TrustDomain, "--discord-file", w.path("discord.url"), "--retention", "1h"}, append(n.peerFlags(), w.cfg.Collector...)...)
 	var err error
 	n.child, err = process.Start(process.Spec{Path: w.cfg.Binaries.Collector, Args: args, Env: w.Environ(), Dir: w.cfg.Dir, Log: &w.logs,
 		Name: n.Name, Netns: n.place.Netns})
 	return err
 }
 
-// freePort gives a port that nobody listens on now. A namespace of its own has
-// nobody else.
-func freePort(p Place) (int, error) {
-	if p.Netns != "" {
-		return 8443, nil
+// choosePorts takes ports that nobody listens on now, so that agents can be
+// told of a node that is not there yet. A namespace of its own has nobody else.
+func (n *Node) choosePorts() (err error) {
+	if n.place.Netns != "" {
+		n.port, n.peer = 8443, 8444
+		return nil
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(p.Host, "0"))
+	if n.port, err = freePort(n.place.Host); err == nil {
+		n.peer, err = freePort(n.place.Host)
+	}
+	return err
+}
+
+func freePort(host string) (int, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return 0, err
 	}
@@ -178,8 +230,15 @@ func (n *Node) Agents(ctx context.Context) (out []*wire.AttachedAgent, err error
 // Data is the collector's data folder.
 func (w *World) Data() string { return w.nodes[0].Data() }
 
-// CollectorAddr is the agents' listener, for an agent on this host.
-func (w *World) CollectorAddr() string { return w.nodes[0].Addr() }
+// CollectorAddr is the agents' listener, for an agent on this host; of several
+// nodes all, with commas.
+func (w *World) CollectorAddr() string {
+	var all []string
+	for _, n := range w.nodes {
+		all = append(all, n.Addr())
+	}
+	return strings.Join(all, ",")
+}
 
 // CollectorGuestAddr is the same for an agent in a guest.
 func (w *World) CollectorGuestAddr() string { return fmt.Sprintf("10.0.2.2:%d", w.nodes[0].port) }
@@ -210,8 +269,16 @@ func (w *World) PauseCollector() error { return w.nodes[0].Pause() }
 // ContinueCollector lets a paused collector go on.
 func (w *World) ContinueCollector() error { return w.nodes[0].Continue() }
 
-// Cases asks the collector for its cases.
-func (w *World) Cases(ctx context.Context) ([]casefile.Case, error) { return w.nodes[0].Cases(ctx) }
+// Cases asks the collector for its cases; of several nodes the first that
+// answers.
+func (w *World) Cases(ctx context.Context) (out []casefile.Case, err error) {
+	for _, n := range w.nodes {
+		if out, err = n.Cases(ctx); err == nil {
+			break
+		}
+	}
+	return out, err
+}
 
 // Agents asks for the agents that are attached.
 func (w *World) Agents(ctx context.Context) ([]*wire.AttachedAgent, error) {

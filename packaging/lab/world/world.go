@@ -6,6 +6,7 @@ package world
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/quicklime-ir/quicklime/collector/custody"
 	"github.com/quicklime-ir/quicklime/collector/finding"
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
 	"github.com/quicklime-ir/quicklime/packaging/lab/discord"
@@ -50,6 +52,7 @@ type Config struct {
 	MaxReceives  int // of a finding, before it goes to the dead-letter queue; 0: 3
 
 	Hosts int // more instances than the two that have names
+	Nodes int // collectors that may be started; 0 is one, which then listens for no other
 	// Hub is the address of this host at which the account, S3 and Discord are
 	// reached; "" is 127.0.0.1. Place says where a node lives, by its number from
 	// 0; nil is at the same address.
@@ -65,7 +68,8 @@ type World struct {
 
 	cfg       Config
 	authority *pki.Authority
-	nodes     []*Node // at least one, from Start on
+	peers     *pki.Authority // of the nodes, where there are several
+	nodes     []*Node        // at least one, from Start on
 	logs      lockedWriter
 }
 
@@ -97,7 +101,9 @@ func Start(ctx context.Context, cfg Config) (_ *World, err error) {
 	if cfg.Hub == "" {
 		w.cfg.Hub = "127.0.0.1"
 	}
-	w.nodes = []*Node{w.newNode(0)}
+	for n := range max(1, cfg.Nodes) {
+		w.nodes = append(w.nodes, w.newNode(n))
+	}
 	if w.authority, err = pki.New(); err != nil {
 		return nil, err
 	}
@@ -110,7 +116,7 @@ func Start(ctx context.Context, cfg Config) (_ *World, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.Discord, err = discord.Start(w.cfg.Hub); err != nil {
+	if err := w.startDiscord(); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(w.path("discord.url"), []byte(w.Discord.URL()+"\n"), 0o600); err != nil {
@@ -123,6 +129,21 @@ func Start(ctx context.Context, cfg Config) (_ *World, err error) {
 	return w, w.nodes[0].Start(ctx)
 }
 
+// startDiscord has the webhook speak TLS, as collectors want it of all that is
+// not on their own host.
+func (w *World) startDiscord() error {
+	pair, err := w.authority.Server(w.cfg.Hub)
+	if err != nil {
+		return err
+	}
+	cert, err := tls.X509KeyPair(pair.Cert, pair.Key)
+	if err != nil {
+		return err
+	}
+	w.Discord, err = discord.Start(w.cfg.Hub, &cert)
+	return err
+}
+
 func (w *World) path(name string) string { return filepath.Join(w.cfg.Dir, name) }
 
 // writeCertificates puts the authority and the servers' certificates where
@@ -131,12 +152,30 @@ func (w *World) writeCertificates() error {
 	if err := os.WriteFile(w.path("ca.crt"), w.authority.PEM, 0o600); err != nil {
 		return err
 	}
+	if len(w.nodes) > 1 {
+		if err := w.writeShared(); err != nil {
+			return err
+		}
+	}
 	for _, n := range w.nodes {
-		if err := n.writeCertificate(); err != nil {
+		if err := errors.Join(n.choosePorts(), n.writeCertificates()); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writeShared writes what several nodes have in common: the key that signs
+// manifests, and the authority by which they know each other.
+func (w *World) writeShared() error {
+	if _, err := custody.NewKey(w.path("signing.key")); err != nil {
+		return err
+	}
+	var err error
+	if w.peers, err = pki.New(); err != nil {
+		return err
+	}
+	return os.WriteFile(w.path("peer-ca.crt"), w.peers.PEM, 0o600)
 }
 
 // AgentPair gives an instance's certificate and key, and the authority.
@@ -165,7 +204,7 @@ func (w *World) Environ() []string {
 	return append(os.Environ(),
 		"AWS_REGION="+Region, "AWS_ACCESS_KEY_ID="+accessKey, "AWS_SECRET_ACCESS_KEY="+secretKey, "AWS_SESSION_TOKEN=",
 		"AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null", "AWS_PROFILE=", "AWS_EC2_METADATA_DISABLED=true",
-		"AWS_ENDPOINT_URL="+w.AWS.URL(), "AWS_ENDPOINT_URL_S3="+w.S3.URL(), "AWS_CA_BUNDLE="+w.path("ca.crt"),
+		"AWS_ENDPOINT_URL="+w.AWS.URL(), "AWS_ENDPOINT_URL_S3="+w.S3.URL(), "AWS_CA_BUNDLE="+w.path("ca.crt"), "SSL_CERT_FILE="+w.path("ca.crt"), "SSL_CERT_DIR=/dev/null",
 		"HTTPS_PROXY=", "https_proxy=", "HTTP_PROXY=", "http_proxy=")
 }
 
