@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -25,6 +26,8 @@ const maxEntry = 4 << 20
 type observer struct {
 	mu    sync.Mutex
 	marks []Mark // owned by mu; one for each write that S3 took
+
+	sealed map[string]bool // instances whose manifest is there, owned by mu
 }
 
 // see takes each of S3's answers.
@@ -41,7 +44,10 @@ func (o *observer) see(a bucket.Answer) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.marks = append(o.marks, Mark{Instance: words[4], At: a.Time, Sealed: len(words) == 6 && words[5] == "manifest.json"})
+	m := Mark{Instance: words[4], At: a.Time, Sealed: len(words) == 6 && words[5] == "manifest.json"}
+	if o.marks = append(o.marks, m); m.Sealed {
+		o.sealed[m.Instance] = true
+	}
 }
 
 // objects is the bucket as anyone sees it who may read it.
@@ -135,6 +141,17 @@ func (o objects) journal(ctx context.Context, id string) ([]casefile.Event, erro
 		out = append(out, event)
 	}
 	return out, nil
+}
+
+// far gives how many instances' manifests are there, and when S3 took a write
+// last.
+func (o *observer) far() (sealed int, last time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n := len(o.marks); n > 0 {
+		last = o.marks[n-1].At
+	}
+	return len(o.sealed), last
 }
 
 // taken gives the marks so far.

@@ -30,9 +30,11 @@ import (
 
 // Times and sizes.
 const (
-	settleLimit = 5 * time.Minute // for all cases to end once there is peace
-	hostMemory  = 20 << 20        // bytes; three parts
-	hostEvery   = 3 * time.Second // a new instance is found so often, about
+	settleLimit = 15 * time.Minute // for all cases to end once there is peace
+	stillLimit  = 6 * time.Minute  // for a write into the bucket; an agent may be away for five
+	maxOpen     = 16               // cases at a time, so that the machine's speed is not what is tested
+	hostMemory  = 20 << 20         // bytes; three parts
+	hostEvery   = 3 * time.Second  // a new instance is found so often, about
 )
 
 // patient has cases wait for agents as long as it takes: collectors that die
@@ -92,7 +94,7 @@ func Run(ctx context.Context, o Options) (v Verdict, err error) {
 		return v, err
 	}
 	defer logs.Close()
-	c := &chaos{o: o, life: ctx, began: time.Now()}
+	c := &chaos{o: o, life: ctx, began: time.Now(), observer: observer{sealed: map[string]bool{}}}
 	hosts := max(4, int(o.Duration/hostEvery))
 	cfg := world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Hosts: hosts, Nodes: o.Nodes,
 		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20, Collector: patient}
@@ -174,6 +176,10 @@ func (c *chaos) agents(dir string, hosts int) (stop func() error, err error) {
 func (c *chaos) torment(ctx context.Context, hosts int) error {
 	c.say("seed %d: %v of torments, %d nodes, %d hosts", c.o.Seed, c.o.Duration, len(c.world.Nodes()), hosts)
 	c.finder = &finder{random: c.random(0), deliver: c.world.AWS.SendRaw}
+	c.finder.room = func() bool {
+		sealed, _ := c.observer.far()
+		return hosts-len(c.finder.hosts)-sealed < maxOpen
+	}
 	for n := range hosts {
 		c.finder.hosts = append(c.finder.hosts, c.world.Host(n))
 	}
@@ -210,7 +216,8 @@ func (c *chaos) tormentNodes(ctx context.Context, group *errgroup.Group) {
 func (c *chaos) random(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(c.o.Seed, stream)) }
 
 // settle waits until the queue is empty, every case has ended and every
-// journal is in the bucket, or for so long that the judge may speak.
+// journal is in the bucket, or nothing has moved for so long that the judge may
+// speak.
 func (c *chaos) settle(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, settleLimit)
 	group, kept := errgroup.WithContext(limited)
@@ -224,7 +231,8 @@ func (c *chaos) settle(ctx context.Context) error {
 
 // quiet returns once nothing is unsettled, or ctx ends.
 func (c *chaos) quiet(ctx context.Context) error {
-	for told := time.Now(); ; {
+	peace := time.Now()
+	for told := peace; ; {
 		what, err := Unsettled(ctx, c.world)
 		if err == nil && what == "" {
 			c.say("all is quiet")
@@ -234,7 +242,8 @@ func (c *chaos) quiet(ctx context.Context) error {
 			told = time.Now()
 			c.say("not quiet yet: %s (%v)", what, err)
 		}
-		if !sleep(ctx, 300*time.Millisecond) {
+		_, moved := c.observer.far()
+		if !sleep(ctx, 300*time.Millisecond) || time.Since(moved) > stillLimit && time.Since(peace) > stillLimit {
 			c.say("it is not quiet, and the time is over")
 			return nil
 		}
@@ -247,9 +256,18 @@ func Unsettled(ctx context.Context, w *world.World) (string, error) {
 	if q := w.AWS.State().Queue; q.Visible+q.InFlight > 0 {
 		return fmt.Sprintf("%d events wait, %d are in hand", q.Visible, q.InFlight), nil
 	}
+	return Unended(ctx, w)
+}
+
+// Unended says which cases still go on, their journals included, or that there
+// is none; "" is neither.
+func Unended(ctx context.Context, w *world.World) (string, error) {
 	cases, err := w.Cases(ctx)
 	if err != nil {
 		return "", err
+	}
+	if len(cases) == 0 {
+		return "there is no case", nil
 	}
 	running := slices.DeleteFunc(slices.Clone(cases), func(one casefile.Case) bool { return one.State == casefile.Ended })
 	if len(running) > 0 {
@@ -273,7 +291,12 @@ func Unsettled(ctx context.Context, w *world.World) (string, error) {
 func Look(ctx context.Context, w *world.World, sent []Sent, marks []Mark) (Evidence, error) {
 	e := Evidence{Sent: sent, Marks: marks, Acts: w.AWS.Acts(), Account: w.AWS.State(), Papers: map[string]Papers{}, End: time.Now()}
 	var err error
-	if e.Cases, err = w.Cases(ctx); err != nil {
+	for range 12 { // a busy machine is slow to answer
+		if e.Cases, err = w.Cases(ctx); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
 		return e, err
 	}
 	slices.SortFunc(e.Cases, func(a, b casefile.Case) int { return a.Opened.Compare(b.Opened) })

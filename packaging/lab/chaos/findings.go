@@ -14,7 +14,8 @@ import (
 type finder struct {
 	random  *rand.Rand
 	deliver func(event string) error
-	hosts   []string // that nothing was found on yet
+	hosts   []string    // that nothing was found on yet
+	room    func() bool // whether there may be one more case at a time
 
 	found []found
 	sent  []Sent
@@ -26,12 +27,11 @@ type found struct {
 	event   string // as it was delivered
 }
 
-// run sends findings until ctx ends, so that the last host's turn comes about
-// then. A host's first finding is never left out: what is left at the end
-// is sent at once.
+// run sends findings until ctx ends or something was found on every host, which
+// takes so long about where there is always room.
 func (f *finder) run(ctx context.Context, length time.Duration) error {
 	every := length / time.Duration(2*len(f.hosts))
-	for len(f.hosts) > 0 {
+	for len(f.hosts) > 0 && ctx.Err() == nil {
 		if err := f.next(); err != nil {
 			return err
 		}
@@ -40,15 +40,16 @@ func (f *finder) run(ctx context.Context, length time.Duration) error {
 	return nil
 }
 
-// next sends one event: half of the time of something new.
+// next sends one event: half of the time of something new, where there is
+// room.
 func (f *finder) next() error {
 	if len(f.found) == 0 {
 		return f.fresh()
 	}
 	switch n := f.random.IntN(12); {
-	case n < 5:
+	case n < 5 && f.room():
 		return f.fresh()
-	case n == 5:
+	case n == 5 && f.room():
 		return f.sequence()
 	case n < 8: // the very same event
 		return f.deliver(f.found[f.random.IntN(len(f.found))].event)

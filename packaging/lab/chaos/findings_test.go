@@ -14,7 +14,7 @@ import (
 // find has a finder send all that it has, and gives what came through.
 func find(t *testing.T, seed uint64, hosts int) (events []string, sent []Sent) {
 	t.Helper()
-	f := &finder{random: rand.New(rand.NewPCG(seed, 0)), deliver: func(event string) error {
+	f := &finder{random: rand.New(rand.NewPCG(seed, 0)), room: func() bool { return true }, deliver: func(event string) error {
 		events = append(events, event)
 		return nil
 	}}

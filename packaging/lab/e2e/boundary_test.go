@@ -147,7 +147,7 @@ func (r *reaper) outlive(t *testing.T) (deaths []string) {
 				t.Fatal(err)
 			}
 		case <-look.C:
-			if what, err := chaos.Unsettled(t.Context(), r.w); err == nil && what == "" && len(r.killed) == 0 {
+			if what, err := chaos.Unended(t.Context(), r.w); err == nil && what == "" && len(r.killed) == 0 {
 				return deaths
 			}
 		case <-limit:
