@@ -89,7 +89,7 @@ type benchCmd struct {
 	Bin    string   `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
 	Source string   `help:"The repository, whose benchmarks are run." type:"path" default:"."`
 	Rounds int      `help:"Readings of /proc/kcore, of which the median counts." default:"5"`
-	Part   []string `help:"What to measure: ${enum}; all of it by default." enum:"kcore,object,encode,live,walk,fleet"`
+	Part   []string `help:"What to measure: ${enum}; all of it by default." enum:"kcore,object,encode,live,walk,fleet,failover"`
 }
 
 // fleet is the part that needs no kernel: the swarm.
