@@ -79,6 +79,10 @@ type Capture struct {
 	Absent, Stall time.Duration
 }
 
+// ErrNotOrdered says that the store did not take a capture's order. It may take
+// it later.
+var ErrNotOrdered = errors.New("cannot order capture")
+
 // Result is how a capture ended, as the agent says.
 type Result struct {
 	Outcome wire.Outcome
@@ -186,7 +190,7 @@ func (f *Fleet) order(ctx context.Context, c Capture, deadline time.Time) (int64
 		_, revision, err = f.cfg.Store.Get(ctx, orderKey(c.ID))
 	}
 	if err != nil {
-		return 0, fmt.Errorf("cannot order capture %s: %w", c.ID, err)
+		return 0, fmt.Errorf("%w: %s: %w", ErrNotOrdered, c.ID, err)
 	}
 	return revision, nil
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/quicklime-ir/quicklime/collector/store"
+	"github.com/quicklime-ir/quicklime/proto/evidence"
 	"github.com/quicklime-ir/quicklime/proto/identity/identitytest"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
@@ -274,5 +276,20 @@ func TestOrdersOfACaseThatIsOver(t *testing.T) {
 	entries, err := h.state.List(t.Context(), capturePrefix)
 	if err != nil || len(entries) != 1 || entries[0].Key != "capture/c10/memory" {
 		t.Errorf("there is %v, %v", entries, err)
+	}
+}
+
+// TestAnOrderThatCannotBeWrittenDown is told from a capture that was given up:
+// the store may be back soon.
+func TestAnOrderThatCannotBeWrittenDown(t *testing.T) {
+	state := store.Memory()
+	f := New(Config{Store: state, Node: "first", Log: slog.New(slog.DiscardHandler)})
+	if err := state.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := f.Capture(ctx, Capture{ID: "c-1/live", Case: "c-1", Kind: evidence.Live}); !errors.Is(err, ErrNotOrdered) {
+		t.Errorf("%v", err)
 	}
 }

@@ -42,6 +42,9 @@ func (s *Story) capture(kind evidence.Kind) func(context.Context, *playbook.Run)
 		if stopping(ctx) {
 			return context.Cause(ctx)
 		}
+		if errors.Is(err, fleet.ErrNotOrdered) {
+			return playbook.Again{Err: err}
+		}
 		if err == nil {
 			err = resultError(result)
 		}
@@ -76,7 +79,7 @@ func (s *Story) book(ctx context.Context, run *playbook.Run, caseID string, kind
 	}
 	items, err := s.Ledger.Items(ctx, caseID)
 	if err != nil {
-		return playbook.Partial{Err: errors.Join(why, err)}
+		return playbook.Again{Err: errors.Join(why, err)} // the evidence is there, and the agent tells its result again
 	}
 	fact := casefile.Event{Items: withoutParts(items)}
 	if result.Agent.Name != "" {
@@ -101,7 +104,7 @@ func (s *Story) book(ctx context.Context, run *playbook.Run, caseID string, kind
 		fact.Missing = &evidence.Missing{Kind: kind, Reason: why.Error()}
 	}
 	if _, err := run.Learn(ctx, fact); err != nil {
-		return errors.Join(why, err)
+		return playbook.Again{Err: errors.Join(why, err)}
 	}
 	if why != nil && got > 0 {
 		return playbook.Partial{Err: why}

@@ -23,7 +23,8 @@ const (
 	maxJump   = 5 * time.Minute // of a wall clock, either way; at more AWS refuses what is signed
 	maxOutage = 8 * time.Second
 	maxApart  = 15 * time.Second
-	maxPeace  = 8 * time.Second
+	maxPeace  = 8 * time.Second  // of S3, AWS and the wires
+	maxLife   = 25 * time.Second // of a node; several that are struck more often have no majority most of the time
 	patience  = 10 * time.Second // of a node that is asked to end
 )
 
@@ -49,7 +50,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // and started again.
 func (c *chaos) node(ctx context.Context, n *world.Node, r *rand.Rand) error {
 	for {
-		peace := time.NewTimer(between(r, time.Second, maxPeace))
+		peace := time.NewTimer(between(r, time.Second, maxLife))
 		var err error
 		select {
 		case <-ctx.Done():
