@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -267,8 +268,10 @@ func (s *Session) talk(ctx context.Context, stream wire.AgentService_AttachClien
 			renew.Reset(heartbeatEvery)
 		}
 		for _, m := range out {
-			if err := stream.Send(m); err != nil {
-				return receiveError(stream, err)
+			if err := stream.Send(m); errors.Is(err, io.EOF) {
+				break // the stream has ended: receive says why, and is the only one to ask
+			} else if err != nil {
+				return err
 			}
 		}
 	}
@@ -302,7 +305,7 @@ func (s *Session) hanging(ctx context.Context) (*link, error) {
 }
 
 // receiveError gives the reason of a failed Send, which gRPC tells only to a
-// receiver.
+// receiver; there may be no other.
 func receiveError(stream wire.AgentService_AttachClient, err error) error {
 	var m wire.CollectorMessage
 	if why := stream.RecvMsg(&m); why != nil {
