@@ -75,6 +75,11 @@ type Stats struct {
 	ShedAttaches   uint64 // agents: as many as may be were attached, or one attached too often
 }
 
+// Shed is how many connections and agents were sent away.
+func (s Stats) Shed() uint64 {
+	return s.ShedFull + s.ShedAddress + s.ShedHandshakes + s.ShedConnects + s.ShedAttaches
+}
+
 // Gate holds the bounds of one listener. It may be used by many goroutines.
 type Gate struct {
 	limits Limits
