@@ -186,7 +186,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
-	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: node.Name, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
+	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: node.Name, Several: node.Peer != nil, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
 		Alert: func(ctx context.Context, hosts []*wire.AttachedAgent) error {
 			return notifier.Notify(ctx, steps.UnableHosts(hosts))
 		}})
