@@ -50,7 +50,7 @@ const (
 	// A node that has said nothing for so long is asked whether it is there,
 	// and left when it does not answer: it may be stopped, or cut off, with the
 	// connection open. A node must allow pings this often.
-	pingAfter, pingLimit = 20 * time.Second, 10 * time.Second
+	pingAfter, pingLimit = 30 * time.Second, 10 * time.Second
 	connectLimit         = 10 * time.Second
 
 	// An agent that has nothing to do attaches anew now and then: nodes that
