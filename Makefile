@@ -36,7 +36,7 @@ test: ## run all tests
 		echo 'for arm64, emulated'; GOARCH=arm64 CGO_ENABLED=0 go test -exec qemu-aarch64-static $(ARM64); \
 	else echo 'not tested for arm64: qemu-aarch64-static (Debian: qemu-user-static) is missing'; fi
 
-bench: build ## measure a capture, a line for each figure: name value unit (PART=kcore|object|encode|live|walk)
+bench: build ## measure a capture, a line for each figure: name value unit (PART=kcore|object|encode|live|walk|fleet|failover)
 	@bin/quicklime-lab bench --bin bin $(if $(PART),--part '$(PART)')
 
 chaos: build ## torment collectors while they work (DURATION=10m, NODES=1, GROW=1, SEED=N); the last line is the verdict

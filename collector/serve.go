@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -185,7 +186,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		return nil, err
 	}
 	book := &ledger.Ledger{Store: s.store, Bucket: bucket, Log: log, Now: time.Now}
-	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: node.Name, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
+	s.fleet = fleet.New(fleet.Config{Store: s.store, Node: node.Name, Several: node.Peer != nil, Ledger: book, TrustDomain: c.TrustDomain, Log: log,
 		Alert: func(ctx context.Context, hosts []*wire.AttachedAgent) error {
 			return notifier.Notify(ctx, steps.UnableHosts(hosts))
 		}})
@@ -201,9 +202,9 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 		Definitions: definitions,
 	}
 	cases := docket.New(docket.Config{Store: s.store, Node: node.Name, Bucket: bucket, Threshold: c.Severity,
-		Steps: steps.Names(story.Steps()), RecordSteps: []string{steps.Notify}, Log: log, Now: time.Now})
+		Steps: steps.Names(story.Steps()), RecordSteps: steps.Names(story.Record()), Log: log, Now: time.Now})
 	s.docket = cases
-	s.runner = &playbook.Runner{Docket: cases, Steps: story.Steps(), Caps: caps, Log: log}
+	s.runner = &playbook.Runner{Docket: cases, Steps: slices.Concat(story.Steps(), story.Record()), Caps: caps, Log: log}
 	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
 	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: nodes{s.store, s.backup}, Log: log}
@@ -223,7 +224,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
 	}
-	if s.watch, err = c.watch(s, bucket, book, steps.Names(story.Steps())); err != nil {
+	if s.watch, err = c.watch(s, bucket, book, steps.Names(s.runner.Steps)); err != nil {
 		return nil, errors.Join(err, s.listener.Close())
 	}
 	s.runner.Observer = s.watch.metrics

@@ -11,6 +11,7 @@ import (
 	"github.com/quicklime-ir/quicklime/collector/backup"
 	"github.com/quicklime-ir/quicklime/collector/docket"
 	"github.com/quicklime-ir/quicklime/collector/fleet"
+	"github.com/quicklime-ir/quicklime/collector/gate"
 	"github.com/quicklime-ir/quicklime/collector/health"
 	"github.com/quicklime-ir/quicklime/collector/intake"
 	"github.com/quicklime-ir/quicklime/collector/ledger"
@@ -31,6 +32,7 @@ type watched struct {
 	queue  *intake.Queue
 	docket *docket.Docket
 	fleet  *fleet.Fleet
+	gate   *gate.Gate
 	ledger *ledger.Ledger
 	backup *backup.Backup
 	agents net.Addr // of their listener
@@ -73,7 +75,9 @@ func (w watched) storeHolds(ctx context.Context) error {
 func (w watched) sources(checks *health.Monitor) metrics.Sources {
 	s := metrics.Sources{
 		Cases: w.docket.Counts, Unsent: w.docket.Unsent, Checks: checks.Holds,
-		Fleet: func() metrics.Fleet { return metrics.Fleet{Attached: w.fleet.Attached()} },
+		Fleet: func() metrics.Fleet {
+			return metrics.Fleet{Attached: w.fleet.Attached(), Shed: int64(w.gate.Stats().Shed())}
+		},
 		Ledger: func() metrics.Ledger {
 			now := w.ledger.Stats()
 			return metrics.Ledger{GrantedParts: now.GrantedParts, GrantedBytes: now.GrantedBytes, StoredBytes: now.StoredBytes}
@@ -88,7 +92,7 @@ func (w watched) sources(checks *health.Monitor) metrics.Sources {
 		s.Intake = func() metrics.Intake {
 			now := w.queue.Stats()
 			return metrics.Intake{Polled: now.Polled, Age: now.Oldest,
-				Received: now.Received, Taken: now.Taken, Malformed: now.Malformed, Failed: now.Failed}
+				Received: now.Received, Taken: now.Taken, Malformed: now.Malformed, Buried: now.Buried, Failed: now.Failed}
 		}
 	}
 	return s
@@ -107,7 +111,7 @@ func (c *serveCmd) watch(s *service, bucket *locker.Locker, book *ledger.Ledger,
 	if c.HealthEvery < time.Second {
 		return nil, fmt.Errorf("cannot look every %v whether all is there: want 1s or more", c.HealthEvery)
 	}
-	over := watched{store: s.store, bucket: bucket, queue: s.queue, docket: s.docket, fleet: s.fleet, ledger: book, backup: s.backup, agents: s.listener.Addr()}
+	over := watched{store: s.store, bucket: bucket, queue: s.queue, docket: s.docket, fleet: s.fleet, gate: s.gate, ledger: book, backup: s.backup, agents: s.listener.Addr()}
 	w := &watch{monitor: health.New(s.log, over.checks(c.HealthEvery)...), log: s.log}
 	w.metrics = metrics.New(version, steps, over.sources(w.monitor))
 	if c.HealthListen == "" {

@@ -23,7 +23,7 @@ const (
 	// busyBackoff is the longest where a node is there but sends agents away,
 	// which costs it next to nothing: with five minutes the last of many agents
 	// would be back long after the node had room for them.
-	busyBackoff = 30 * time.Second
+	busyBackoff = time.Minute
 	nextNode    = 2 * time.Second // the longest pause before another node is tried
 	steadyAfter = time.Minute     // a stream this old starts the backoff anew
 )

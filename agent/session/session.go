@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -49,7 +50,7 @@ const (
 	// A node that has said nothing for so long is asked whether it is there,
 	// and left when it does not answer: it may be stopped, or cut off, with the
 	// connection open. A node must allow pings this often.
-	pingAfter, pingLimit = 20 * time.Second, 10 * time.Second
+	pingAfter, pingLimit = 30 * time.Second, 10 * time.Second
 	connectLimit         = 10 * time.Second
 
 	// An agent that has nothing to do attaches anew now and then: nodes that
@@ -267,8 +268,10 @@ func (s *Session) talk(ctx context.Context, stream wire.AgentService_AttachClien
 			renew.Reset(heartbeatEvery)
 		}
 		for _, m := range out {
-			if err := stream.Send(m); err != nil {
-				return receiveError(stream, err)
+			if err := stream.Send(m); errors.Is(err, io.EOF) {
+				break // the stream has ended: receive says why, and is the only one to ask
+			} else if err != nil {
+				return err
 			}
 		}
 	}
@@ -302,7 +305,7 @@ func (s *Session) hanging(ctx context.Context) (*link, error) {
 }
 
 // receiveError gives the reason of a failed Send, which gRPC tells only to a
-// receiver.
+// receiver; there may be no other.
 func receiveError(stream wire.AgentService_AttachClient, err error) error {
 	var m wire.CollectorMessage
 	if why := stream.RecvMsg(&m); why != nil {

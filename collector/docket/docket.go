@@ -52,13 +52,14 @@ type Config struct {
 type Docket struct {
 	cfg     Config
 	changed chan struct{} // holds a token when there may be a case to run
+	unsent  chan struct{} // holds a token when there are entries to send
 
 	locks store.Locks // by case: one change at a time, so that this node's changes seldom meet
 }
 
 // New returns the docket over a store.
 func New(cfg Config) *Docket {
-	return &Docket{cfg: cfg, changed: make(chan struct{}, 1)}
+	return &Docket{cfg: cfg, changed: make(chan struct{}, 1), unsent: make(chan struct{}, 1)}
 }
 
 // Take opens or joins the cases of a raw event. On a nil error all of them
@@ -235,8 +236,15 @@ func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casef
 	return d.write(ctx, after, e, revision, append(moved, untold...)...)
 }
 
-// write makes a case durable, together with its event's journal entry, and
-// then sends the entries that the bucket lacks. Nothing but the case's own key
+// precedesAct tells the events that something is done upon. What a finding
+// brings is written down for the steps that follow, and intake must not wait
+// for the bucket.
+func precedesAct(e casefile.Event) bool {
+	return e.Type != casefile.CaseOpened && e.Type != casefile.FindingJoined
+}
+
+// write makes a case durable, together with its event's journal entry. Before
+// an act the entries that the bucket lacks are sent; else they follow soon. Nothing but the case's own key
 // is compared, unless more changes come with it.
 func (d *Docket) write(ctx context.Context, c casefile.Case, e casefile.Event, revision int64, more ...store.Change) (casefile.Case, error) {
 	entry, head, err := custody.Next(c.Journal, e.Time, e)
@@ -258,8 +266,12 @@ func (d *Docket) write(ctx context.Context, c casefile.Case, e casefile.Event, r
 	if _, err := d.cfg.Store.Commit(ctx, changes...); err != nil {
 		return c, err
 	}
-	if c.Act {
+	switch {
+	case !c.Act:
+	case precedesAct(e):
 		d.send(ctx, outboxOf(c.ID))
+	default:
+		d.sendSoon()
 	}
 	return c, nil
 }

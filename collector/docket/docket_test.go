@@ -80,6 +80,7 @@ func take(t *testing.T, d *Docket, raw []byte) string {
 	if err != nil || len(ids) != 1 {
 		t.Fatalf("cases %v, error %v", ids, err)
 	}
+	d.send(t.Context(), outbox) // as Run does, soon after
 	return ids[0]
 }
 

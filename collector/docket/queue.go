@@ -95,6 +95,7 @@ func (d *Docket) Run(ctx context.Context) error {
 		select {
 		case err := <-watched:
 			return err
+		case <-d.unsent:
 		case <-resend.C:
 		}
 	}

@@ -71,6 +71,12 @@ func (f *Fleet) Attach(stream wire.AgentService_AttachServer) error {
 	if err := checkHello(hello); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
+	f.mu.Lock()
+	cutOff := f.cutOff
+	f.mu.Unlock()
+	if cutOff {
+		return statusOf(errAlone)
+	}
 	now := time.Now()
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
@@ -95,9 +101,18 @@ func (f *Fleet) Attach(stream wire.AgentService_AttachServer) error {
 		case err := <-received:
 			return err
 		case <-ctx.Done():
-			return status.Error(codes.Aborted, context.Cause(ctx).Error())
+			return statusOf(context.Cause(ctx))
 		}
 	}
+}
+
+// statusOf is what an agent hears when its stream is ended. One that is sent
+// away from a node that is cut off asks again sooner than one that finds nobody.
+func statusOf(why error) error {
+	if errors.Is(why, errAlone) {
+		return status.Error(codes.ResourceExhausted, why.Error())
+	}
+	return status.Error(codes.Aborted, why.Error())
 }
 
 // enter makes an agent the one of its instance on this node, and sends it the

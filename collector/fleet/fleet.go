@@ -96,6 +96,7 @@ type Result struct {
 type Config struct {
 	Store       store.Store
 	Node        string // this node's name
+	Several     bool   // there may be other nodes, to which agents can go
 	Ledger      Ledger
 	TrustDomain string
 	// Alert tells people of hosts whose memory cannot be captured; nil: they
@@ -119,6 +120,7 @@ type Fleet struct {
 	mu       sync.Mutex
 	agents   map[agentKey]*attached // owned by mu
 	captures map[string]*capture    // by order id, as the store has them; owned by mu
+	cutOff   bool                   // the other nodes are not heard; owned by mu
 }
 
 type agentKey struct{ account, region, instance string }

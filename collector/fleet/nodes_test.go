@@ -194,6 +194,63 @@ func (s *flaky) Put(ctx context.Context, key string, value []byte, revision int6
 	return s.Store.Put(ctx, key, value, revision)
 }
 
+func (s *flaky) Claim(ctx context.Context, key string, value []byte) (store.Claim, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.down {
+		return store.Claim{}, errors.New("no leader")
+	}
+	return s.Store.Claim(ctx, key, value)
+}
+
+// TestANodeThatDoesNotHearTheOthers has no agents: it sends them away, lets
+// none in, and takes them again when it hears the others. A node alone keeps
+// them, as they could go nowhere.
+func TestANodeThatDoesNotHearTheOthers(t *testing.T) {
+	for _, several := range []bool{true, false} {
+		state := store.Memory()
+		s := &flaky{Store: state}
+		h := houseOf(t, Config{Node: "first", Store: s, Several: several}, state, identitytest.New(t))
+		a, err := h.attach(t, victim, hello())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.set(true)
+		state.Expire()
+		if !several {
+			time.Sleep(50 * time.Millisecond)
+			if !h.has(victim) {
+				t.Error("a node alone has sent its agent away")
+			}
+			continue
+		}
+		if _, err := a.Recv(); err == nil {
+			t.Error("the agent is still here")
+		}
+		again, err := h.dial(t, victim).Attach(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		again.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Hello{Hello: hello()}})
+		if _, err := again.Recv(); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("an agent that comes is told %v", err)
+		}
+		s.set(false)
+		for h.isCutOff() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if _, err := h.attach(t, victim, hello()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (h *house) isCutOff() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.cutOff
+}
+
 // TestAResultIsTakenOnceItIsDurable, and not before.
 func TestAResultIsTakenOnceItIsDurable(t *testing.T) {
 	state := store.Memory()

@@ -48,11 +48,13 @@ func newLife() string {
 }
 
 // live says to the other nodes that this process lives, again whenever they
-// may have come to think otherwise.
+// may have come to think otherwise. While it cannot, its agents are sent to the
+// others, as no order would reach them here.
 func (f *Fleet) live(ctx context.Context) error {
 	for {
 		claim, err := f.cfg.Store.Claim(ctx, nodePrefix+f.cfg.Node, []byte(f.life))
 		if err == nil {
+			f.alone(false)
 			select {
 			case <-claim.Lost:
 				continue
@@ -62,12 +64,32 @@ func (f *Fleet) live(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if !errors.Is(err, store.ErrConflict) { // one that died just now had the name, too
+			f.alone(true)
+		}
 		f.log.Warn("cannot tell the other nodes that this one is here, will try again", "node", f.cfg.Node, "error", err)
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
 		}
 	}
+}
+
+// errAlone is what an agent hears then.
+var errAlone = errors.New("this node does not hear the others; attach to one of them")
+
+// alone cuts this node's agents off where there are other nodes that it does
+// not reach, and lets them in again when it does.
+func (f *Fleet) alone(is bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if is && f.cfg.Several && !f.cutOff {
+		f.log.Error("this node does not hear the others, so its agents are sent to them", "node", f.cfg.Node, "agents", len(f.agents))
+		for _, a := range f.agents {
+			a.cancel(errAlone)
+		}
+	}
+	f.cutOff = is && f.cfg.Several
 }
 
 // tell writes down what is new of this node's agents and their captures. It is

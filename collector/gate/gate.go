@@ -23,8 +23,8 @@ const (
 	DefaultAgents     = 16_000
 	DefaultPerAddress = 256
 
-	handshakesPerCPU = 32  // 40 ms of work for a processor
-	connectsPerCPU   = 250 // a second; a handshake is 1 to 2 ms of work
+	connectsPerCPU   = 250 // a second: a handshake is 1 to 2 ms of work, so half of the time is left for those who are in
+	handshakesPerCPU = 128 // each may wait for a distant agent for half a second
 	share            = 4   // one address may take up one in so many
 	instanceAttaches = 10  // of one instance at once, and
 	instanceEvery    = 6 * time.Second
@@ -36,7 +36,7 @@ const (
 type Limits struct {
 	Agents     int // connections at a time (16,000)
 	PerAddress int // of one IPv4 address or IPv6 /64 (256)
-	Handshakes int // TLS handshakes at a time (32 for each processor)
+	Handshakes int // TLS handshakes at a time (128 for each processor)
 	Connects   int // new connections a second, and at once (250 for each processor)
 }
 
@@ -73,6 +73,11 @@ type Stats struct {
 	ShedHandshakes uint64 // connections: as many handshakes as may be were in progress
 	ShedConnects   uint64 // connections: too many came within a second
 	ShedAttaches   uint64 // agents: as many as may be were attached, or one attached too often
+}
+
+// Shed is how many connections and agents were sent away.
+func (s Stats) Shed() uint64 {
+	return s.ShedFull + s.ShedAddress + s.ShedHandshakes + s.ShedConnects + s.ShedAttaches
 }
 
 // Gate holds the bounds of one listener. It may be used by many goroutines.

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // every is sources of everything.
 var every = Sources{
 	Intake: func() Intake {
-		return Intake{Polled: time.Unix(1700000000, 500e6), Age: 90 * time.Second, Received: 12, Taken: 8, Malformed: 3, Failed: 1}
+		return Intake{Polled: time.Unix(1700000000, 500e6), Age: 90 * time.Second, Received: 12, Taken: 8, Malformed: 3, Buried: 2, Failed: 1}
 	},
 	Cases: func(context.Context) (map[string]int, error) {
 		return map[string]int{"waiting": 0, "running": 5, "closed": 2, "lost": 1}, nil

@@ -29,10 +29,11 @@ type Sources struct {
 // Intake is what was done with the messages of the queue.
 type Intake struct {
 	Polled    time.Time     // when the queue last answered; zero: not yet
-	Age       time.Duration // of the oldest message that it gave then; 0: it gave none
+	Age       time.Duration // of the oldest message in hand; 0: there is none
 	Received  int64
 	Taken     int64 // their case is durable
-	Malformed int64 // left to the dead-letter queue
+	Malformed int64 // cannot be read
+	Buried    int64 // of these, sent to the dead-letter queue with the reason
 	Failed    int64 // come back later
 }
 
@@ -65,18 +66,19 @@ type Store struct {
 var (
 	sourceUp = desc("source_up", "1 if this part's numbers could be read at this scrape.", "source")
 
-	queueAge    = desc("queue_age_seconds", "Age of the oldest message that the queue gave at its last answer, 0 if it gave none.")
+	queueAge    = desc("queue_age_seconds", "Age of the oldest message in hand, 0 if there is none.")
 	queuePolled = desc("queue_polled_timestamp_seconds", "When the queue last answered.")
 	received    = desc("intake_received_total", "Messages that the queue gave.")
 	taken       = desc("intake_taken_total", "Messages whose case is durable.")
-	malformed   = desc("intake_malformed_total", "Messages that cannot be read, left to the dead-letter queue.")
+	malformed   = desc("intake_malformed_total", "Messages that cannot be read.")
+	buried      = desc("intake_buried_total", "Messages that were sent to the dead-letter queue, with the reason.")
 	failed      = desc("intake_failed_total", "Messages that could not be taken and come back.")
 
 	cases  = desc("cases", "Cases, by state.", "state")
 	unsent = desc("journal_unsent_entries", "Journal entries that are durable in the store, and not in the bucket yet.")
 
 	attached = desc("agents_attached", "Agents that are attached to this node.")
-	shed     = desc("connections_shed_total", "Connections of agents that were refused because there were too many.")
+	shed     = desc("connections_shed_total", "Connections of agents, and agents, that were sent away because there were too many.")
 
 	grantedParts = desc("granted_parts_total", "Parts of evidence that an agent was given a URL for.")
 	grantedBytes = desc("granted_bytes_total", "Bytes of these parts.")
@@ -98,7 +100,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("quicklime_"+name, help, labels, nil)
 }
 
-var all = []*prometheus.Desc{sourceUp, queueAge, queuePolled, received, taken, malformed, failed, cases, unsent, attached, shed,
+var all = []*prometheus.Desc{sourceUp, queueAge, queuePolled, received, taken, malformed, buried, failed, cases, unsent, attached, shed,
 	grantedParts, grantedBytes, storedBytes, storeRevision, storeBytes, storeUsed, storeQuota, storeHasLeader, storeLeads,
 	storeAlarm, storeSnapshot, checkHolds}
 
@@ -184,6 +186,7 @@ func (to sink) intake(now Intake) {
 	to.count(received, now.Received)
 	to.count(taken, now.Taken)
 	to.count(malformed, now.Malformed)
+	to.count(buried, now.Buried)
 	to.count(failed, now.Failed)
 }
 

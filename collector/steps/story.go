@@ -1,7 +1,7 @@
 // Package steps is the story of a case, one file for each chapter, in the
 // order in which they are told:
 //
-//	notify     say that it begins
+//	notify     say that it begins, or, of a case that acts on nothing: announce
 //	protect    keep the instance from being terminated
 //	volatile   processes and sockets, before they are gone
 //	symbols    what an analyst needs to read the image
@@ -38,6 +38,7 @@ import (
 
 // The names of the steps.
 const (
+	Announce = "announce"
 	Notify   = "notify"
 	Protect  = "protect"
 	Volatile = "volatile"
@@ -84,7 +85,7 @@ type Story struct {
 func (s *Story) Steps() []playbook.Step {
 	const api = 10 * time.Minute // for calls that throttle, or miss what was just made
 	return []playbook.Step{
-		{Name: Notify, Limit: time.Minute, Do: s.notify},
+		{Name: Notify, Limit: notifyLimit, Do: s.notify},
 		{Name: Protect, Limit: time.Minute, Do: s.protect},
 		{Name: Volatile, Limit: s.Limits.Volatile, Do: s.capture(evidence.Volatile)},
 		{Name: Symbols, Limit: s.Limits.Symbols, Do: s.capture(evidence.Symbols)},
@@ -96,6 +97,22 @@ func (s *Story) Steps() []playbook.Step {
 		{Name: Seal, Limit: api, Do: s.seal},
 		{Name: Report, Limit: time.Minute, Do: s.report},
 	}
+}
+
+// notifyLimit is how long evidence waits for the first message to be taken: in
+// a burst of findings the webhook takes a few a minute. Who is not told at the
+// beginning is told at the end.
+const notifyLimit = 15 * time.Second
+
+// Record gives the one chapter of a case that acts on nothing. Nobody waits for
+// it, and nothing else tells of the case, so it has a day.
+func (s *Story) Record() []playbook.Step {
+	return []playbook.Step{{Name: Announce, Limit: 24 * time.Hour, Do: func(ctx context.Context, run *playbook.Run) error {
+		if err := s.notify(ctx, run); err != nil {
+			return playbook.Again{Err: err}
+		}
+		return nil
+	}}}
 }
 
 // Names gives the names of steps.

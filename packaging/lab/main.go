@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -87,12 +89,27 @@ type benchCmd struct {
 	Bin    string   `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
 	Source string   `help:"The repository, whose benchmarks are run." type:"path" default:"."`
 	Rounds int      `help:"Readings of /proc/kcore, of which the median counts." default:"5"`
-	Part   []string `help:"What to measure: ${enum}; all of it by default." enum:"kcore,object,encode,live,walk"`
+	Part   []string `help:"What to measure: ${enum}; all of it by default." enum:"kcore,object,encode,live,walk,fleet,failover"`
 }
+
+// fleet is the part that needs no kernel: the swarm.
+const fleet = "fleet"
 
 func (c *benchCmd) Run(ctx context.Context) error {
 	if c.Rounds < 1 {
 		return fmt.Errorf("cannot take the median of %d rounds: want 1 or more", c.Rounds)
+	}
+	parts := c.Part
+	if len(parts) == 0 {
+		parts = append([]string{fleet}, bench.Parts...)
+	}
+	if i := slices.Index(parts, fleet); i >= 0 {
+		if err := swarmDefaults(c.Bin).Run(ctx); err != nil {
+			return err
+		}
+		if parts = slices.Delete(parts, i, i+1); len(parts) == 0 {
+			return nil
+		}
 	}
 	binaries, err := world.BinariesIn(c.Bin)
 	if err != nil {
@@ -106,13 +123,12 @@ func (c *benchCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	parts := c.Part
-	if len(parts) == 0 {
-		parts = bench.Parts
-	}
 	return bench.Run(ctx, bench.Options{Binaries: binaries, Kit: kit, Cache: cache, Source: c.Source, Rounds: c.Rounds, Parts: parts,
 		Out: os.Stdout, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
+
+// settle is how long a collector is left alone before it counts as idle.
+const settle = 10 * time.Second
 
 type swarmCmd struct {
 	Bin    string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
@@ -120,6 +136,11 @@ type swarmCmd struct {
 	Sample int           `help:"Of these: agents that get orders, half of them while the others come back." default:"80"`
 	Idle   time.Duration `help:"How long the idle collector is watched." default:"30s"`
 	Log    string        `help:"File for the collector's log." type:"path" default:"/dev/null"`
+}
+
+// swarmDefaults are what the flags' defaults say.
+func swarmDefaults(bin string) *swarmCmd {
+	return &swarmCmd{Bin: bin, Agents: 10_000, Sample: 80, Idle: 30 * time.Second, Log: os.DevNull}
 }
 
 func (c *swarmCmd) Run(ctx context.Context) (err error) {
@@ -135,7 +156,8 @@ func (c *swarmCmd) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, logs.Close()) }()
-	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Idle: c.Idle, Out: os.Stdout, Logs: logs})
+	debug.SetGCPercent(400) // what the agents cost is not measured, and takes the processors from what is
+	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Settle: settle, Idle: c.Idle, Out: os.Stdout, Logs: logs})
 	return err
 }
 

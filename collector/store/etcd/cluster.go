@@ -2,13 +2,9 @@ package etcd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -42,96 +38,6 @@ type Member struct {
 	Leader  bool
 	Started bool // false: it was let in, and has not been seen yet
 	Answers bool // to this node, now
-}
-
-// Join is what a new node has to know: Store.Join makes it on a node of the
-// cluster, and Config takes it on the new one.
-type Join struct {
-	Name  string   `json:"name"`  // of the new node
-	URL   string   `json:"url"`   // of the new node
-	Nodes []Joined `json:"nodes"` // all of the cluster, the new one too
-}
-
-// Joined is a node that a Join names.
-type Joined struct {
-	Name string `json:"name"`
-	URL  string `json:"url"`
-}
-
-// maxNodes bounds a cluster. etcd advises seven at most.
-const maxNodes = 9
-
-var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$`)
-
-// CheckName refuses what no node may be called.
-func CheckName(name string) error {
-	if !nodeName.MatchString(name) {
-		return fmt.Errorf("cannot call a node %.80q: want 1 to 100 letters, digits and \"._-\", a letter or digit first", name)
-	}
-	return nil
-}
-
-// ParseJoin reads what Join has made, as JSON.
-func ParseJoin(raw []byte) (*Join, error) {
-	var j Join
-	if err := json.Unmarshal(raw, &j); err != nil {
-		return nil, fmt.Errorf("cannot read join document: %w", err)
-	}
-	if err := j.check(); err != nil {
-		return nil, fmt.Errorf("cannot use join document: %w", err)
-	}
-	return &j, nil
-}
-
-func (j *Join) check() error {
-	if len(j.Nodes) < 2 || len(j.Nodes) > maxNodes {
-		return fmt.Errorf("it names %d nodes, want 2 to %d", len(j.Nodes), maxNodes)
-	}
-	names, urls := map[string]bool{}, map[string]bool{}
-	for _, n := range j.Nodes {
-		if err := CheckName(n.Name); err != nil {
-			return err
-		}
-		if _, err := parseURL(n.URL); err != nil {
-			return err
-		}
-		names[n.Name], urls[n.URL] = true, true
-	}
-	if len(names) < len(j.Nodes) || len(urls) < len(j.Nodes) || !slices.Contains(j.Nodes, Joined{j.Name, j.URL}) {
-		return errors.New("its nodes are not all different, or the new one is not among them")
-	}
-	return nil
-}
-
-// explainBegin says why a member was never begun.
-func (c Config) explainBegin(err error) error {
-	if told := c.Peer.explainListen(err); told != nil {
-		return told
-	}
-	if c.Join == nil {
-		return err
-	}
-	return fmt.Errorf("cannot join the cluster of %s: see that they run and can be reached from here, and that nobody has joined or left since this join document was made; 'cluster join' makes a new one: %w", c.Join.others(), err)
-}
-
-// others names the nodes that are there already.
-func (j *Join) others() string {
-	var urls []string
-	for _, n := range j.Nodes {
-		if n.Name != j.Name {
-			urls = append(urls, n.URL)
-		}
-	}
-	return strings.Join(urls, ", ")
-}
-
-// initial puts the nodes into etcd's words.
-func (j *Join) initial() string {
-	var all []string
-	for _, n := range j.Nodes {
-		all = append(all, n.Name+"="+n.URL)
-	}
-	return strings.Join(all, ",")
 }
 
 // Members gives the nodes of the cluster as far as this node knows, which
@@ -212,32 +118,6 @@ func (s *Store) absent(ctx context.Context) (names []string) {
 		}
 	}
 	return names
-}
-
-// ask gives nil if a node answers.
-func (p *Peer) ask(ctx context.Context, url string) error {
-	info := p.tls()
-	config, err := info.ClientConfig()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, probe)
-	defer cancel()
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/version", nil)
-	if err != nil {
-		return err
-	}
-	client := http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
-	reply, err := client.Do(q)
-	if err != nil {
-		return err
-	}
-	defer reply.Body.Close()
-	if reply.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s", url, reply.Status)
-	}
-	_, err = io.Copy(io.Discard, io.LimitReader(reply.Body, 4096))
-	return err
 }
 
 // Join lets a node into the cluster, as one that learns; it becomes a voter by
@@ -429,139 +309,4 @@ func explainMembers(err error) error {
 		return fmt.Errorf("somebody else has removed it: %w", err)
 	}
 	return err
-}
-
-// tend makes voters of those that have learned what the others know, until the
-// store is closed. The leader's does it.
-func (s *Store) tend() {
-	tick := time.NewTicker(retry)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.fault.Done():
-			return
-		case <-tick.C:
-			s.promote()
-		}
-	}
-}
-
-func (s *Store) promote() {
-	server := s.member.Server
-	if server.Leader() != server.MemberID() {
-		return
-	}
-	for _, m := range server.Cluster().Members() {
-		if !m.IsLearner || !m.IsStarted() {
-			continue
-		}
-		err := s.call(s.fault, func(ctx context.Context) error {
-			_, err := s.client.MemberPromote(ctx, uint64(m.ID))
-			return err
-		})
-		switch {
-		case err == nil:
-			s.log.Info("node has learned what the others know, and votes now", "node", m.Name)
-		case errors.Is(err, rpctypes.ErrMemberLearnerNotReady):
-			s.log.Debug("node is still learning", "node", m.Name)
-		case s.fault.Err() == nil:
-			s.log.Warn("cannot make a voter of a node yet", "node", m.Name, "error", err)
-		}
-	}
-}
-
-// heed says why the member has stopped by itself. It does so for one reason
-// only: it was removed.
-func (s *Store) heed() {
-	select {
-	case <-s.member.Server.StopNotify():
-		s.fault.end(s.fault.removed())
-	case <-s.fault.Done():
-	}
-}
-
-// awaitPlace waits until the member votes, and has an answer of the majority.
-// etcd tells that by itself, but for a member that has just joined it may tell
-// it some seconds late.
-func (s *Store) awaitPlace(ctx context.Context) error {
-	wait := startPatience
-	if s.learns() {
-		s.log.Info("this node learns what the others know", "node", s.cfg.Name)
-		wait = learnPatience
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, wait, errNotReady)
-	defer cancel()
-	tick := time.NewTicker(retry)
-	defer tick.Stop()
-	ready := s.member.Server.ReadyNotify()
-	for {
-		select {
-		case <-ready:
-			ready = nil
-		case <-tick.C:
-		case <-s.fault.Done():
-			return s.fault.Err()
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if !s.learns() && (ready == nil || s.reads(ctx)) {
-			return nil
-		}
-	}
-}
-
-// learns says whether the member has no vote, as far as it knows.
-func (s *Store) learns() bool {
-	server := s.member.Server
-	m := server.Cluster().Member(server.MemberID())
-	return m == nil || m.IsLearner
-}
-
-// reads says whether the majority answers at once.
-func (s *Store) reads(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, retry)
-	defer cancel()
-	_, err := s.client.Get(ctx, keyspace, clientv3.WithCountOnly())
-	return err == nil
-}
-
-// check refuses a configuration that does not fit together.
-func (c Config) check() error {
-	if c.Peer != nil {
-		if err := c.Peer.check(); err != nil {
-			return err
-		}
-	}
-	if c.Join == nil || HasMember(c.Dir) {
-		return nil
-	}
-	if err := c.Join.check(); err != nil {
-		return fmt.Errorf("cannot use join document: %w", err)
-	}
-	if c.Peer == nil || c.Join.Name != c.Name || c.Join.URL != c.Peer.URL {
-		return fmt.Errorf("the join document is for node %s at %s: start that one with it, and with its address and certificates for other nodes", c.Join.Name, c.Join.URL)
-	}
-	return nil
-}
-
-// checkPlace refuses a member of several that was started as if it were alone.
-func (s *Store) checkPlace() error {
-	if n := len(s.member.Server.Cluster().Members()); n > 1 && s.cfg.Peer == nil {
-		return fmt.Errorf("this node is one of %d: start it with its address and certificates for other nodes", n)
-	}
-	return nil
-}
-
-// takePlace tells the others where this node is from now on.
-func (s *Store) takePlace(ctx context.Context) error {
-	server := s.member.Server
-	m := server.Cluster().Member(server.MemberID())
-	if s.cfg.Peer == nil || m == nil || slices.Equal(m.PeerURLs, []string{s.cfg.Peer.URL}) {
-		return nil
-	}
-	s.log.Info("this node has a new address", "was", m.PeerURLs, "is", s.cfg.Peer.URL)
-	return s.call(ctx, func(ctx context.Context) error {
-		_, err := s.client.MemberUpdate(ctx, uint64(m.ID), []string{s.cfg.Peer.URL})
-		return explainMembers(err)
-	})
 }

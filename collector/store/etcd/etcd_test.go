@@ -192,10 +192,11 @@ func TestAFullStoreRecovers(t *testing.T) {
 	if err := s.Health(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, now, err := s.Get(t.Context(), "case/1"); err != nil || now != at {
-		t.Errorf("the value is at %d, want %d (%v)", now, at, err)
+	_, now, err := s.Get(t.Context(), "case/1")
+	if err != nil || now != at && now != at+1 { // etcd may have made the change for which it said there was no room
+		t.Errorf("the value is at %d, want %d or one more (%v)", now, at, err)
 	}
-	if _, err := s.Put(t.Context(), "case/1", value, at); err != nil {
+	if _, err := s.Put(t.Context(), "case/1", value, now); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,11 +1,14 @@
 package etcd
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"time"
@@ -125,4 +128,30 @@ func (p *Peer) explainListen(err error) error {
 		return nil
 	}
 	return fmt.Errorf("cannot listen for other nodes at %s: %w", p.Listen, err)
+}
+
+// ask gives nil if a node answers.
+func (p *Peer) ask(ctx context.Context, url string) error {
+	info := p.tls()
+	config, err := info.ClientConfig()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probe)
+	defer cancel()
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/version", nil)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+	reply, err := client.Do(q)
+	if err != nil {
+		return err
+	}
+	defer reply.Body.Close()
+	if reply.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", url, reply.Status)
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(reply.Body, 4096))
+	return err
 }

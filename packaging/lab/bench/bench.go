@@ -40,10 +40,12 @@ const (
 	Encode = "encode" // packing, against zstd and plain SHA-256
 	Live   = "live"   // live response on a busy host, against ps, ss and lsof, and the commands by hand
 	Walk   = "walk"   // the walks of a tree of files, against find and tar
+
+	Failover = "failover" // from the death of one of three nodes until the others go on with its cases
 )
 
 // Parts are all of them.
-var Parts = []string{Kcore, Object, Encode, Live, Walk}
+var Parts = []string{Kcore, Object, Encode, Live, Walk, Failover}
 
 // Run measures. It stops at the first thing that fails: a figure that could
 // not be had is not printed.
@@ -56,7 +58,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context, Options) error
-	}{{Encode, encode}, {Live, live}, {Walk, walk}} {
+	}{{Encode, encode}, {Live, live}, {Walk, walk}, {Failover, failover}} {
 		if !slices.Contains(o.Parts, part.name) {
 			continue
 		}

@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quicklime-ir/quicklime/agent/session"
-	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
@@ -30,7 +29,7 @@ const addresses = 100
 type agent struct {
 	instance string
 	from     net.IP
-	counts   *counts
+	swarm    *swarm
 	session  *session.Session
 
 	mu       sync.Mutex
@@ -46,8 +45,8 @@ type order struct {
 }
 
 // newAgents makes agents, and their certificates side by side.
-func newAgents(ctx context.Context, w *world.World, n int, c *counts) ([]*agent, error) {
-	agents := make([]*agent, n)
+func newAgents(ctx context.Context, s *swarm) ([]*agent, error) {
+	agents := make([]*agent, s.o.Agents)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for i := range agents {
@@ -56,16 +55,16 @@ func newAgents(ctx context.Context, w *world.World, n int, c *counts) ([]*agent,
 				return context.Cause(ctx)
 			}
 			var err error
-			agents[i], err = newAgent(w, i, c)
+			agents[i], err = newAgent(s, i)
 			return err
 		})
 	}
 	return agents, group.Wait()
 }
 
-func newAgent(w *world.World, i int, c *counts) (*agent, error) {
-	a := &agent{instance: w.Host(i), from: net.IPv4(127, 1, 0, byte(1+i%addresses)), counts: c}
-	pair, authority, err := w.AgentPair(a.instance)
+func newAgent(s *swarm, i int) (*agent, error) {
+	a := &agent{instance: s.w.Host(i), from: net.IPv4(127, 1, 0, byte(1+i%addresses)), swarm: s}
+	pair, authority, err := s.w.AgentPair(a.instance)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +75,7 @@ func newAgent(w *world.World, i int, c *counts) (*agent, error) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(authority)
 	a.session, err = session.New(session.Config{
-		Collectors: []string{w.CollectorAddr()}, Hello: a.hello, Dial: a.dial, Log: slog.New(c),
+		Collectors: []string{s.w.CollectorAddr()}, Hello: a.hello, Dial: a.dial, Log: slog.New(s.counts),
 		TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{cert}},
 	})
 	return a, err
@@ -85,7 +84,7 @@ func newAgent(w *world.World, i int, c *counts) (*agent, error) {
 // run attaches until ctx ends.
 func (a *agent) run(ctx context.Context) error {
 	return a.session.Run(ctx, func(_ context.Context, o session.Order, _ func(session.Progress)) session.Result {
-		a.counts.got(order{caseID: o.Case, kind: o.Kind, received: time.Now()})
+		a.swarm.counts.got(order{caseID: o.Case, kind: o.Kind, received: time.Now()})
 		return session.Result{Error: "an agent of the swarm captures nothing"}
 	})
 }
@@ -106,6 +105,8 @@ func (a *agent) hello() *wire.Hello {
 }
 
 func (a *agent) dial(ctx context.Context, addr string) (net.Conn, error) {
+	a.swarm.cutting.RLock()
+	a.swarm.cutting.RUnlock() //lint:ignore SA2001 only waits for the cut to end
 	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: a.from}}).DialContext(ctx, "tcp", addr)
 	if errors.Is(err, syscall.ECONNRESET) {
 		// On loopback the reset of one who is sent away may come before connect

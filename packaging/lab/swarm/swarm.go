@@ -28,14 +28,15 @@ type Options struct {
 	Binaries world.Binaries
 	Agents   int
 	Sample   int           // of these: agents that get orders, half of them before the storm
+	Settle   time.Duration // how long the collector is left alone before it is watched
 	Idle     time.Duration // how long the idle collector is watched
 	Out      io.Writer     // gets the figures
 	Logs     io.Writer     // gets the collector's log
 }
 
 const (
+	startRate  = 400                    // agents a second begin to attach: hosts do not boot all at once
 	caseEvery  = 250 * time.Millisecond // a finding for the next agent of the sample
-	settle     = 10 * time.Second       // before the idle collector is watched
 	attachWait = 8 * time.Minute        // for all to be attached
 )
 
@@ -43,8 +44,10 @@ const (
 type Result struct {
 	Attached      int
 	Attach, Storm time.Duration // until all were attached, at first and after the cut
+	Cut           time.Duration // how long it took to cut all but the sample
 	EmptyRSS, RSS uint64        // of the collector without agents, and with all of them idle
-	IdleCPU       float64       // processors that the idle collector takes
+	EmptyCPU      float64       // processors that it takes without agents
+	IdleCPU       float64       // and with all of them idle
 	Shed          int           // tries that were sent away in the storm
 	Errors        int           // connections that ended otherwise, in all
 	Said          []string      // the first of these
@@ -64,10 +67,13 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	s := &swarm{o: o, w: w, counts: &counts{}}
+	if r.EmptyCPU, err = share(ctx, w.Node(0).Pid(), o.Settle); err != nil {
+		return r, err
+	}
 	if r.EmptyRSS, err = rss(w.Node(0).Pid()); err != nil {
 		return r, err
 	}
-	if s.agents, err = newAgents(ctx, w, o.Agents, s.counts); err != nil {
+	if s.agents, err = newAgents(ctx, s); err != nil {
 		return r, err
 	}
 	stop := s.start(ctx)
@@ -81,18 +87,24 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 
 // swarm is a running one.
 type swarm struct {
-	o      Options
-	w      *world.World
-	counts *counts
-	agents []*agent
+	o       Options
+	w       *world.World
+	counts  *counts
+	agents  []*agent
+	cutting sync.RWMutex // held while connections are cut, and for reading by who dials
 }
 
-// start runs all agents at once, until stop.
+// start runs all agents, which begin one after the other, until stop.
 func (s *swarm) start(ctx context.Context) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group errgroup.Group
-	for _, a := range s.agents {
-		group.Go(func() error { return a.run(ctx) })
+	for i, a := range s.agents {
+		group.Go(func() error {
+			if err := sleep(ctx, time.Duration(i)*time.Second/startRate); err != nil {
+				return err
+			}
+			return a.run(ctx)
+		})
 	}
 	return func() error {
 		cancel()
@@ -108,7 +120,7 @@ func (s *swarm) measure(ctx context.Context, r *Result) (err error) {
 		return err
 	}
 	r.Attached = s.o.Agents
-	if err := sleep(ctx, settle); err != nil {
+	if err := sleep(ctx, s.o.Settle); err != nil {
 		return err
 	}
 	if r.IdleCPU, err = share(ctx, s.w.Node(0).Pid(), s.o.Idle); err != nil {
@@ -130,23 +142,27 @@ func (s *swarm) measure(ctx context.Context, r *Result) (err error) {
 // storm cuts all agents but the sample, and orders captures from that while
 // the others come back.
 func (s *swarm) storm(ctx context.Context, from int, r *Result) error {
-	before, _, _ := s.counts.seen()
-	cut := time.Now()
-	for _, a := range s.agents[s.o.Sample:] {
-		a.cut()
-	}
 	over := make(chan struct{})
 	var found error
 	var finder sync.WaitGroup
 	finder.Go(func() { found = s.find(ctx, from, s.o.Sample, over) })
-	took, err := s.await(ctx, cut)
+	err := sleep(ctx, 2*caseEvery) // for the first cases to order
+	before, _, _ := s.counts.seen()
+	s.cutting.Lock() // else those who are cut first would dial before the last is cut
+	cut := time.Now()
+	for _, a := range s.agents[s.o.Sample:] {
+		a.cut()
+	}
+	r.Cut = time.Since(cut)
+	s.cutting.Unlock()
+	var failed error
+	r.Storm, failed = s.await(ctx, cut)
 	close(over)
 	finder.Wait()
-	if err := errors.Join(err, found); err != nil {
+	if err := errors.Join(err, failed, found); err != nil {
 		return err
 	}
-	r.Storm = took
-	if r.Stormy, err = s.latencies(ctx, cut, cut.Add(took)); err != nil {
+	if r.Stormy, err = s.latencies(ctx, cut, cut.Add(r.Storm)); err != nil {
 		return err
 	}
 	r.Shed, r.Errors, r.Said = s.counts.seen()
@@ -168,18 +184,33 @@ func (s *swarm) await(ctx context.Context, since time.Time) (time.Duration, erro
 		}
 		if missing == 0 {
 			took := time.Since(since)
-			there, err := s.w.Agents(ctx)
-			if err != nil {
-				return 0, err
-			}
-			if len(there) == len(s.agents) {
-				return took, nil
+			if all, err := s.present(ctx); all || err != nil {
+				return took, err
 			}
 		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return 0, fmt.Errorf("cannot attach all: %d of %d are not: %w", missing, len(s.agents), err)
 		}
 	}
+}
+
+// present asks the collector whether all are there. To list them is work for
+// it, so it is not asked often.
+func (s *swarm) present(ctx context.Context) (bool, error) {
+	listed, err := s.w.Agents(ctx)
+	if err != nil {
+		return false, err
+	}
+	present := 0
+	for _, a := range listed {
+		if a.GetPresent() {
+			present++
+		}
+	}
+	if present == len(s.agents) {
+		return true, nil
+	}
+	return false, sleep(ctx, time.Second)
 }
 
 // find opens a case for each of some agents, one after the other, until stop.
@@ -199,7 +230,8 @@ func (s *swarm) find(ctx context.Context, from, to int, stop <-chan struct{}) er
 
 // latencies gives how long orders took whose steps began between two times:
 // from the step's beginning, as the case tells it, to the agent's having the
-// order. It waits until every case has ordered all.
+// order, the shortest first. It waits until every case has ordered all. A
+// storm of few agents may be over before a step begins.
 func (s *swarm) latencies(ctx context.Context, from, to time.Time) ([]time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -232,14 +264,15 @@ func (s *swarm) latencies(ctx context.Context, from, to time.Time) ([]time.Durat
 		}
 		out = append(out, got.received.Sub(at))
 	}
-	if slices.Sort(out); len(out) == 0 {
-		return nil, errors.New("cannot tell how long orders take: no agent got one")
-	}
+	slices.Sort(out)
 	return out, nil
 }
 
-// quantile gives one of at least one sorted value.
+// quantile gives one of sorted values, 0 of none.
 func quantile(sorted []time.Duration, q float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
 	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }
 
@@ -256,10 +289,13 @@ func (r Result) print(out io.Writer) error {
 		{"fleet_collector_rss_empty", float64(r.EmptyRSS) / mib, "MiB"},
 		{"fleet_collector_rss", float64(r.RSS) / mib, "MiB"},
 		{"fleet_rss_per_agent", float64(int64(r.RSS)-int64(r.EmptyRSS)) / 1024 / float64(r.Attached), "KiB"},
+		{"fleet_idle_cpu_empty", 100 * r.EmptyCPU, "percent_of_one_core"},
 		{"fleet_idle_cpu", 100 * r.IdleCPU, "percent_of_one_core"},
+		{"fleet_storm_cut", r.Cut.Seconds(), "s"},
 		{"fleet_storm_settled", r.Storm.Seconds(), "s"},
 		{"fleet_storm_sent_away", float64(r.Shed), "tries"},
 		{"fleet_errors", float64(r.Errors), "connections"},
+		{"fleet_order_calm_orders", float64(len(r.Calm)), "orders"},
 		{"fleet_order_calm_p50", ms(quantile(r.Calm, 0.50)), "ms"},
 		{"fleet_order_calm_p99", ms(quantile(r.Calm, 0.99)), "ms"},
 		{"fleet_order_storm_orders", float64(len(r.Stormy)), "orders"},
