@@ -142,9 +142,16 @@ func (r *reaper) outlive(t *testing.T) (deaths []string) {
 	for {
 		select {
 		case at := <-r.killed:
-			deaths = append(deaths, at)
-			if err := r.w.StartCollector(t.Context()); err != nil && len(r.killed) == 0 { // it may have died again meanwhile
-				t.Fatal(err)
+			for deaths = append(deaths, at); ; deaths = append(deaths, at) {
+				err := r.w.StartCollector(t.Context())
+				if err == nil {
+					break
+				}
+				select { // it may have died again meanwhile
+				case at = <-r.killed:
+				case <-time.After(5 * time.Second):
+					t.Fatal(err)
+				}
 			}
 		case <-look.C:
 			if what, err := chaos.Unended(t.Context(), r.w); err == nil && what == "" && len(r.killed) == 0 {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -37,7 +38,16 @@ type Node struct {
 	place Place
 	port  int // of the agents' listener
 	peer  int // of the other nodes' listener
-	child *process.Child
+
+	mu    sync.Mutex
+	child *process.Child // owned by mu; nil before the first start
+}
+
+// process gives the node's process as it was started last.
+func (n *Node) process() *process.Child {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.child
 }
 
 func (w *World) newNode(n int) *Node {
@@ -123,7 +133,7 @@ func (n *Node) Start(ctx context.Context) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	if err := n.child.Await(limited, func() bool {
+	if err := n.process().Await(limited, func() bool {
 		_, err := n.Cases(limited)
 		return err == nil
 	}); err != nil {
@@ -142,10 +152,15 @@ func (n *Node) Launch() error {
 	args := append([]string{"serve", "--data", n.Data(), "--listen", n.Addr(), "--bucket", Bucket, "--queue", w.AWS.QueueURL(),
 		"--grant-endpoint", grants, "--cert", w.path(n.Name + ".crt"), "--key", w.path(n.Name + ".key"), "--agent-ca", w.path("ca.crt"),
 		"--trust-domain", TrustDomain, "--discord-file", w.path("discord.url"), "--retention", "1h"}, append(n.peerFlags(), w.cfg.Collector...)...)
-	var err error
-	n.child, err = process.Start(process.Spec{Path: w.cfg.Binaries.Collector, Args: args, Env: w.Environ(), Dir: w.cfg.Dir, Log: &w.logs,
+	child, err := process.Start(process.Spec{Path: w.cfg.Binaries.Collector, Args: args, Env: w.Environ(), Dir: w.cfg.Dir, Log: &w.logs,
 		Name: n.Name, Netns: n.place.Netns})
-	return err
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.child = child
+	return nil
 }
 
 // choosePorts takes ports that nobody listens on now, so that agents can be
@@ -170,29 +185,29 @@ func freePort(host string) (int, error) {
 }
 
 // Pid is the process id of the node as it was started last.
-func (n *Node) Pid() int { return n.child.Pid() }
+func (n *Node) Pid() int { return n.process().Pid() }
 
 // Ended is closed when the node's process has ended, however that came.
-func (n *Node) Ended() <-chan struct{} { return n.child.Done() }
+func (n *Node) Ended() <-chan struct{} { return n.process().Done() }
 
 // Kill ends the node as a power cut would.
-func (n *Node) Kill() error { return n.child.Kill() }
+func (n *Node) Kill() error { return n.process().Kill() }
 
 // Stop asks the node to end, and kills it when it has not after grace.
-func (n *Node) Stop(grace time.Duration) error { return n.child.Stop(grace) }
+func (n *Node) Stop(grace time.Duration) error { return n.process().Stop(grace) }
 
 // Pause stops the node's process where it is.
-func (n *Node) Pause() error { return n.child.Signal(syscall.SIGSTOP) }
+func (n *Node) Pause() error { return n.process().Signal(syscall.SIGSTOP) }
 
 // Continue lets a paused node go on.
-func (n *Node) Continue() error { return n.child.Signal(syscall.SIGCONT) }
+func (n *Node) Continue() error { return n.process().Signal(syscall.SIGCONT) }
 
 func (n *Node) close() error {
-	if n.child == nil {
+	if n.process() == nil {
 		return nil
 	}
 	_ = n.Continue()
-	return n.child.Stop(5 * time.Second)
+	return n.process().Stop(5 * time.Second)
 }
 
 // ask does one thing at the node's operators' socket.
