@@ -81,7 +81,7 @@ type serveCmd struct {
 	MaxCases          int `help:"Cases that this node runs at a time; the most severe come first." default:"64"`
 	MaxCasesPerRegion int `help:"Cases that all nodes run at a time in one account and region, whose API they share." default:"32"`
 
-	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening." default:"2m"`
+	AgentWait     time.Duration `help:"How long to wait for an agent that is not attached, from the case's opening, or from when it was lost in the midst of a capture." default:"2m"`
 	Stall         time.Duration `help:"A capture without progress for this long is given up." default:"2m"`
 	VolatileLimit time.Duration `help:"Deadline of the volatile data." default:"10m"`
 	SymbolsLimit  time.Duration `help:"Deadline of the symbols that the memory image is read by." default:"5m"`

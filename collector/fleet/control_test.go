@@ -178,6 +178,27 @@ func TestWhatIsNoStall(t *testing.T) {
 	}
 }
 
+// TestAnAgentThatIsLostIsWaitedFor longer than one that was not there.
+func TestAnAgentThatIsLostIsWaitedFor(t *testing.T) {
+	began := time.Now()
+	c := memory(victim)
+	c.Absent, c.Away = 5*time.Second, time.Minute
+	w := watcher{Capture: c, seen: began}
+	for _, step := range []struct {
+		after   time.Duration
+		present bool
+		want    error
+	}{{4 * time.Second, false, nil}, {4 * time.Second, true, nil}, {63 * time.Second, false, nil}, {64 * time.Second, false, ErrAbsent}} {
+		if err := w.check(nil, step.present, began.Add(step.after)); !errors.Is(err, step.want) {
+			t.Errorf("after %v: %v, want %v", step.after, err, step.want)
+		}
+	}
+	w = watcher{Capture: c, seen: began}
+	if err := w.check(nil, false, began.Add(5*time.Second)); !errors.Is(err, ErrAbsent) {
+		t.Errorf("one that was not there: %v", err)
+	}
+}
+
 // TestThePauseIsNotChargedAfterwards: the stall's clock begins anew when the
 // capture goes on.
 func TestThePauseIsNotChargedAfterwards(t *testing.T) {

@@ -73,10 +73,11 @@ type Capture struct {
 	// ordered, where it is taken up again; nil: nothing.
 	Asked *wire.ControlCaptureRequest
 
-	// Absent is how long to wait for an agent that is not attached, and
-	// Stall how long for one that makes no progress, though it should: one
-	// that is paused may stand still, and one that has limits may be slow.
-	Absent, Stall time.Duration
+	// Absent is how long to wait for an agent that is not attached, Away how
+	// long for one that was and is no more, and Stall for one that makes no
+	// progress, though it should: one that is paused may stand still, and one
+	// that has limits may be slow.
+	Absent, Away, Stall time.Duration
 }
 
 // ErrNotOrdered says that the store did not take a capture's order. It may take
@@ -114,6 +115,8 @@ type Fleet struct {
 	log  *slog.Logger
 	life string // names this process among all that had the node's name
 
+	began time.Time
+
 	telling chan struct{} // slots for what is written down of agents
 	over    atomic.Bool   // Run has ended
 
@@ -129,7 +132,7 @@ func keyOf(id identity.AgentID) agentKey { return agentKey{id.Account, id.Region
 
 // New returns a fleet without agents.
 func New(cfg Config) *Fleet {
-	return &Fleet{cfg: cfg, log: cfg.Log, life: newLife(), telling: make(chan struct{}, tellers),
+	return &Fleet{cfg: cfg, log: cfg.Log, life: newLife(), began: time.Now(), telling: make(chan struct{}, tellers),
 		agents: map[agentKey]*attached{}, captures: map[string]*capture{}}
 }
 
@@ -165,6 +168,9 @@ func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	defer cancel()
 	if err != nil {
 		result.Agent = f.agentOf(last, c.Instance)
+	}
+	if errors.Is(err, ErrAbsent) {
+		f.gone(last, c.Instance)
 	}
 	if ended := f.end(last, c.ID, err); ended != nil {
 		f.log.Error("cannot write down that a capture has ended, sealing will try again", "case", c.Case, "instance", c.Instance.ID, "order", c.ID, "error", ended)
@@ -259,14 +265,19 @@ func (f *Fleet) outcome(c *capture) (Result, bool, error) {
 type watcher struct {
 	Capture
 	known bool      // it was seen
+	here  bool      // its agent was, since it is waited for
 	seen  time.Time // when its agent was last attached
 }
 
 // check says whether a capture must be given up; the caller holds mu.
 func (w *watcher) check(run *capture, present bool, now time.Time) error {
+	patience := w.Absent
+	if w.here {
+		patience = max(patience, w.Away)
+	}
 	if present {
-		w.seen = now
-	} else if now.Sub(w.seen) >= w.Absent {
+		w.seen, w.here = now, true
+	} else if now.Sub(w.seen) >= patience {
 		return fmt.Errorf("%w %s for %v", ErrAbsent, w.Instance.ID, now.Sub(w.seen).Round(time.Second))
 	}
 	if run == nil {

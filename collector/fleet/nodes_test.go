@@ -150,6 +150,41 @@ func TestAnAgentIsWhereItsNodeLives(t *testing.T) {
 	}
 }
 
+// TestAnAgentMayTakeAWhileToComeBack where its node died, and where it left by
+// itself it may not.
+func TestAnAgentMayTakeAWhileToComeBack(t *testing.T) {
+	first, i := newHouse(t), memory(victim).Instance
+	if d := first.Comeback(t.Context(), i); d != 0 {
+		t.Errorf("one that nobody has seen has %v", d)
+	}
+	if _, err := first.attach(t, victim, hello()); err != nil {
+		t.Fatal(err)
+	}
+	if d := first.Comeback(t.Context(), i); d != 0 {
+		t.Errorf("one that is here has %v", d)
+	}
+	second := first.next(t)
+	first.stop()
+	first.state.Expire() // the first node is dead
+	if d := second.Comeback(t.Context(), i); d < comeback-time.Minute || d > comeback {
+		t.Errorf("one whose node died just now has %v", d)
+	}
+	second.began = time.Now().Add(-comeback)
+	if d := second.Comeback(t.Context(), i); d != moving {
+		t.Errorf("one whose node was lost while this one was here has %v", d)
+	}
+	c := memory(victim)
+	c.Absent = time.Millisecond
+	result, cancel := second.capture(t, c)
+	defer cancel()
+	if _, err := result(); !errors.Is(err, ErrAbsent) {
+		t.Errorf("error %v", err)
+	}
+	if d := second.Comeback(t.Context(), i); d != 0 {
+		t.Errorf("one that was waited for has %v", d)
+	}
+}
+
 // TestAnAgentThatLeftIsRemembered, but not by the node that it has left for
 // another.
 func TestAnAgentThatLeftIsRemembered(t *testing.T) {

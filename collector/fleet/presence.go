@@ -242,6 +242,38 @@ func (f *Fleet) present(ctx context.Context, i evidence.Instance) bool {
 	return err != nil || lives[a.GetLife()]
 }
 
+// How long an agent takes at most until it tries to attach again: comeback after
+// the collector was away for long, and moving where one of several nodes is
+// lost, be it that it only hangs.
+const (
+	comeback = 6 * time.Minute
+	moving   = 90 * time.Second
+)
+
+// Comeback is how long an instance's agent may still take to be back that was
+// here when its node was lost. It is 0 for one that is here, that left by
+// itself, that was given up before, or that was never seen.
+func (f *Fleet) Comeback(ctx context.Context, i evidence.Instance) time.Duration {
+	last, _, err := f.lastSeen(ctx, agentOfInstance(i).key())
+	if err != nil || last == nil || last.GetLeft() != nil || f.present(ctx, i) {
+		return 0
+	}
+	return max(moving, comeback-time.Since(f.began))
+}
+
+// gone writes down that an agent did not come back, so that it is waited for
+// once.
+func (f *Fleet) gone(ctx context.Context, i evidence.Instance) {
+	last, revision, err := f.lastSeen(ctx, agentOfInstance(i).key())
+	if err == nil && last != nil && last.GetLeft() == nil && !f.present(ctx, i) {
+		last.Left = timestamppb.Now()
+		_, err = f.putAgent(ctx, agentOfInstance(i).key(), last, revision)
+	}
+	if err != nil && !errors.Is(err, store.ErrConflict) {
+		f.log.Warn("cannot write down that an agent is gone", "instance", i.ID, "error", err)
+	}
+}
+
 // agentOf gives what is known of an instance's agent, in the words of
 // evidence; nothing where that is nothing.
 func (f *Fleet) agentOf(ctx context.Context, i evidence.Instance) evidence.Agent {

@@ -95,7 +95,7 @@ func (s *Story) Steps() []playbook.Step {
 		{Name: Contain, Limit: api, Do: s.contain},
 		{Name: Verify, Limit: s.Limits.Image + api, Do: s.verify},
 		{Name: Seal, Limit: api, Do: s.seal},
-		{Name: Report, Limit: time.Minute, Do: s.report},
+		{Name: Report, Limit: api, Do: s.report},
 	}
 }
 
