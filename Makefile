@@ -31,7 +31,8 @@ demo: build ## run the main job in the lab (MEMORY=auto|kcore|lime, KEEP=DIR)
 
 test: ## run all tests
 	go test -race ./...
-	go test -C packaging/lab -race -timeout 40m -parallel 4 ./... # they mostly wait
+	go test -C packaging/lab -race -timeout 30m $$(go list -C packaging/lab ./... | grep -v /e2e)
+	go test -C packaging/lab -timeout 40m -parallel 4 ./e2e # they mostly wait, and the processes that they start are raced where they are tested
 	@if command -v qemu-aarch64-static >/dev/null; then \
 		echo 'for arm64, emulated'; GOARCH=arm64 CGO_ENABLED=0 go test -exec qemu-aarch64-static $(ARM64); \
 	else echo 'not tested for arm64: qemu-aarch64-static (Debian: qemu-user-static) is missing'; fi
