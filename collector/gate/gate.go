@@ -23,12 +23,12 @@ const (
 	DefaultAgents     = 16_000
 	DefaultPerAddress = 256
 
-	connectsPerCPU   = 250 // a second: a handshake is 1 to 2 ms of work, so half of the time is left for those who are in
-	handshakesPerCPU = 128 // each may wait for a distant agent for half a second
-	share            = 4   // one address may take up one in so many
-	instanceAttaches = 10  // of one instance at once, and
-	instanceEvery    = 6 * time.Second
-	maxRemembered    = 1 << 16 // addresses and instances, each of some 200 bytes
+	connectsPerCPU   = 250         // a second: a handshake is 1 to 2 ms of work, so half of the time is left for those who are in
+	handshakesPerCPU = 128         // each may wait for a distant agent for half a second
+	share            = 4           // one address may take up one in so many
+	instanceAttaches = 60          // of one instance at once: one that is killed again and again goes on each time
+	instanceEvery    = time.Second // and one more after each
+	maxRemembered    = 1 << 16     // addresses and instances, each of some 200 bytes
 	tellEvery        = 10 * time.Second
 )
 

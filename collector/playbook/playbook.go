@@ -40,7 +40,8 @@ type Step struct {
 	Name  string
 	Limit time.Duration // it is given up after this time, tries and waits included
 	// Do acts. It may have run before, wholly or in part. A nil error is
-	// done; Partial and Again say what they say; any other error is final.
+	// done; Partial and Again say what they say; what the store could not do
+	// now is tried again, too; any other error is final.
 	Do func(ctx context.Context, run *Run) error
 }
 
@@ -235,7 +236,7 @@ func (r *Runner) take(ctx context.Context, step Step, deadline time.Time, run *R
 	backoff := firstBackoff
 	for {
 		err := do(ctx, step, run)
-		if !errors.As(err, new(Again)) {
+		if !errors.As(err, new(Again)) && !errors.Is(err, store.ErrUnavailable) {
 			return err
 		}
 		run.Log.Warn("step will be tried again", "error", err)

@@ -3,6 +3,7 @@ package playbook
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -156,6 +157,22 @@ func TestAStepThatAsksIsTriedAgain(t *testing.T) {
 			return nil
 		}))
 		if tries != 4 || s.outcomes()["image"] != casefile.Done {
+			t.Errorf("%d tries, outcomes %v; want 4 and done", tries, s.outcomes())
+		}
+	})
+}
+
+// TestAStepWaitsForTheStore, whatever it made of the store's error.
+func TestAStepWaitsForTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, tries := newShelf(t, "verify"), 0
+		runUntilEnded(t, s, step("verify", func(context.Context, *Run) error {
+			if tries++; tries < 4 {
+				return Partial{errors.Join(errors.New("something else"), fmt.Errorf("cannot list: %w", store.ErrUnavailable))}
+			}
+			return nil
+		}))
+		if tries != 4 || s.outcomes()["verify"] != casefile.Done {
 			t.Errorf("%d tries, outcomes %v; want 4 and done", tries, s.outcomes())
 		}
 	})

@@ -38,6 +38,9 @@ var (
 	// ErrLost says that a key that the writer's context wants, by While, is
 	// not there any more. Nothing was changed, and nothing will be.
 	ErrLost = errors.New("no longer the owner")
+	// ErrUnavailable says that the store cannot be read or written now, and
+	// may be later: it has no majority, no room, or a disk that is too slow.
+	ErrUnavailable = errors.New("the store is not available")
 	// ErrClosed says that the store was closed.
 	ErrClosed = errors.New("the store is closed")
 )

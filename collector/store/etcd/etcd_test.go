@@ -181,7 +181,7 @@ func TestAFullStoreRecovers(t *testing.T) {
 		}
 		at = next
 	}
-	if !errors.Is(err, rpctypes.ErrNoSpace) || !strings.Contains(err.Error(), "store is full") {
+	if !errors.Is(err, rpctypes.ErrNoSpace) || !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "store is full") {
 		t.Fatalf("writing more than the quota: %v", err)
 	}
 	if err := s.Health(t.Context()); !errors.Is(err, rpctypes.ErrNoSpace) {

@@ -12,6 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/quicklime-ir/quicklime/collector/store"
 )
 
 // fault is why a member ended. It is a context that is done from then on.
@@ -92,15 +94,22 @@ func explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		return fmt.Errorf("the store is full: close cases and start the collector again, which drops what is old: %w", err)
+		return passing{fmt.Errorf("the store is full: close cases and start the collector again, which drops what is old: %w", err)}
 	case errors.Is(err, rpctypes.ErrCorrupt):
 		return fmt.Errorf("the members of the store differ: restore one of them: %w", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrNoLeader),
 		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail), errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost):
-		return fmt.Errorf("the store gives no answer: its disk is overloaded, or the majority of its members is not there: %w", err)
+		return passing{fmt.Errorf("the store gives no answer: its disk is overloaded, or the majority of its members is not there: %w", err)}
 	}
 	return err
 }
+
+// passing is an error that is over when its cause is.
+type passing struct{ error }
+
+func (p passing) Unwrap() error { return p.error }
+
+func (passing) Is(kind error) bool { return kind == store.ErrUnavailable }
 
 func isCompacted(err error) bool { return errors.Is(err, rpctypes.ErrCompacted) }
 
