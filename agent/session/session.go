@@ -45,12 +45,12 @@ const (
 
 	progressEvery  = time.Second
 	repeatEvery    = 15 * time.Second // of results that are not taken
-	heartbeatEvery = time.Minute
+	heartbeatEvery = 3 * time.Minute
 
 	// A node that has said nothing for so long is asked whether it is there,
 	// and left when it does not answer: it may be stopped, or cut off, with the
 	// connection open. A node must allow pings this often.
-	pingAfter, pingLimit = 30 * time.Second, 10 * time.Second
+	pingAfter, pingLimit = time.Minute, 10 * time.Second
 	connectLimit         = 10 * time.Second
 
 	// An agent that has nothing to do attaches anew now and then: nodes that

@@ -39,7 +39,7 @@ func NewServer(f *Fleet, config *tls.Config, g *gate.Gate, log *slog.Logger) *gr
 		grpc.StaticStreamWindowSize(64<<10),
 		grpc.StaticConnWindowSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 2 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
-		// An agent asks after 30 seconds of silence whether this node is there.
+		// An agent asks after a minute of silence whether this node is there.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 20 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(func(ctx context.Context, q any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (r any, err error) {
 			defer recovered(log, info.FullMethod, &err)
