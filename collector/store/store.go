@@ -148,6 +148,17 @@ func Fences(ctx context.Context) []Fence {
 	return fences
 }
 
+// Repeat makes a change anew as long as it gives ErrConflict, because another
+// came first, so many times in all. The change reads what it changes each
+// time.
+func Repeat(times int, change func() error) error {
+	for try := 1; ; try++ {
+		if err := change(); !errors.Is(err, ErrConflict) || try == times {
+			return err
+		}
+	}
+}
+
 var segment = regexp.MustCompile(`^[A-Za-z0-9._:-]+$`)
 
 // CheckKey refuses what is no key.
