@@ -203,24 +203,25 @@ func (f *Fleet) end(ctx context.Context, id string, why error) error {
 			return err
 		}
 	}
-	for try := 1; ; try++ {
-		entries, err := f.cfg.Store.List(ctx, orderKey(id))
-		if err != nil {
-			return err
-		}
-		var changes []store.Change
-		for _, e := range entries {
-			if of, _ := captureID(e.Key); of == id {
-				changes = append(changes, store.Remove(e.Key, e.Revision))
-			}
-		}
-		if len(changes) == 0 {
-			return nil
-		}
-		if _, err = f.cfg.Store.Commit(ctx, changes...); !errors.Is(err, store.ErrConflict) || try == tries {
-			return err
+	return store.Repeat(tries, func() error { return f.remove(ctx, id) })
+}
+
+func (f *Fleet) remove(ctx context.Context, id string) error {
+	entries, err := f.cfg.Store.List(ctx, orderKey(id))
+	if err != nil {
+		return err
+	}
+	var changes []store.Change
+	for _, e := range entries {
+		if of, _ := captureID(e.Key); of == id {
+			changes = append(changes, store.Remove(e.Key, e.Revision))
 		}
 	}
+	if len(changes) == 0 {
+		return nil
+	}
+	_, err = f.cfg.Store.Commit(ctx, changes...)
+	return err
 }
 
 // EndAll takes back whatever orders a case still has, so that nothing more is

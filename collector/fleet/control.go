@@ -112,7 +112,7 @@ func (f *Fleet) Control(ctx context.Context, q *wire.ControlCaptureRequest) ([]s
 // store.ErrNotFound where there is no such capture.
 func (f *Fleet) change(ctx context.Context, id string, do func(c *control)) error {
 	key := partKey(id, controlPart)
-	for try := 1; ; try++ {
+	return store.Repeat(tries, func() error {
 		_, order, err := f.cfg.Store.Get(ctx, orderKey(id))
 		if err != nil {
 			return err
@@ -127,10 +127,8 @@ func (f *Fleet) change(ctx context.Context, id string, do func(c *control)) erro
 		}
 		do(&state)
 		_, err = f.cfg.Store.Put(store.While(ctx, orderKey(id), order), key, state.encode(), revision)
-		if !errors.Is(err, store.ErrConflict) || try == tries {
-			return err
-		}
-	}
+		return err
+	})
 }
 
 // controlled takes the state in which a capture should be, and tells its agent

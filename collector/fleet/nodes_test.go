@@ -150,6 +150,30 @@ func TestAnAgentIsWhereItsNodeLives(t *testing.T) {
 	}
 }
 
+// TestAnAgentSpeaksWhileItIsAnnounced: what it says is not read in the midst of
+// being written.
+func TestAnAgentSpeaksWhileItIsAnnounced(t *testing.T) {
+	f := New(Config{Store: store.Memory(), Node: "first", Log: slog.New(slog.DiscardHandler)})
+	a := attachedHere(victim)
+	var both sync.WaitGroup
+	both.Go(func() {
+		for range 100 {
+			if err := f.hear(t.Context(), a, &wire.AgentMessage{Body: &wire.AgentMessage_Heartbeat{}}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	both.Go(func() {
+		for range 100 {
+			f.announce(t.Context(), a)
+		}
+	})
+	both.Wait()
+	if a.told == 0 {
+		t.Error("it was not announced")
+	}
+}
+
 // TestAnAgentMayTakeAWhileToComeBack where its node died, and where it left by
 // itself it may not.
 func TestAnAgentMayTakeAWhileToComeBack(t *testing.T) {

@@ -138,38 +138,55 @@ func (f *Fleet) untold() []*attached {
 	return out
 }
 
+// slot waits for one of the slots in which something is written down of agents.
+// ok is false where ctx ended first.
+func (f *Fleet) slot(ctx context.Context) (done func(), ok bool) {
+	select {
+	case f.telling <- struct{}{}:
+		return func() { <-f.telling }, true
+	case <-ctx.Done():
+		return nil, false
+	}
+}
+
 // announce writes down that an agent is here. Where that fails it is tried
 // again.
 func (f *Fleet) announce(ctx context.Context, a *attached) {
-	select {
-	case f.telling <- struct{}{}:
-		defer func() { <-f.telling }()
-	case <-ctx.Done():
+	done, ok := f.slot(ctx)
+	if !ok {
 		return
 	}
-	key := keyOf(a.id).key()
-	for try := 1; ; try++ {
-		now := a.wire()
-		now.Node, now.Life = f.cfg.Node, f.life
-		before, revision, err := f.lastSeen(ctx, key)
-		if err == nil {
-			now.Unable = unable(a.hello) && (before == nil || before.GetUnable() || !unable(before.GetHello()))
-			revision, err = f.putAgent(ctx, key, now, revision)
-		}
-		if errors.Is(err, store.ErrConflict) && try < tries {
-			continue
-		}
+	defer done()
+	f.mu.Lock()
+	now := f.here(a)
+	f.mu.Unlock()
+	var revision int64
+	err := store.Repeat(tries, func() error {
+		before, at, err := f.lastSeen(ctx, keyOf(a.id).key())
 		if err != nil {
-			if ctx.Err() == nil {
-				f.log.Warn("cannot tell the other nodes of an agent, will try again", "agent", a.id.String(), "error", err)
-			}
-			return
+			return err
 		}
-		f.mu.Lock()
-		a.told, a.alert = revision, now.GetUnable()
-		f.mu.Unlock()
+		now.Unable = !wire.Capturable(a.hello) && (before == nil || before.GetUnable() || wire.Capturable(before.GetHello()))
+		revision, err = f.putAgent(ctx, now, keyOf(a.id), at)
+		return err
+	})
+	if err != nil {
+		if ctx.Err() == nil {
+			f.log.Warn("cannot tell the other nodes of an agent, will try again", "agent", a.id.String(), "error", err)
+		}
 		return
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.told, a.alert = revision, now.GetUnable()
+}
+
+// here gives an agent as one that is attached to this node; the caller holds
+// mu.
+func (f *Fleet) here(a *attached) *wire.AttachedAgent {
+	now := a.wire()
+	now.Node, now.Life = f.cfg.Node, f.life
+	return now
 }
 
 // farewell writes down that an agent has left, unless another node has it now.
@@ -182,24 +199,23 @@ func (f *Fleet) farewell(ctx context.Context, a *attached) {
 	if told == 0 || f.over.Load() {
 		return // the others learn it from this node's own end
 	}
-	select {
-	case f.telling <- struct{}{}:
-		defer func() { <-f.telling }()
-	case <-ctx.Done():
+	done, ok := f.slot(ctx)
+	if !ok {
 		return
 	}
+	defer done()
 	gone.Left = timestamppb.Now()
-	if _, err := f.putAgent(ctx, keyOf(a.id).key(), gone, told); err != nil && !errors.Is(err, store.ErrConflict) {
+	if _, err := f.putAgent(ctx, gone, keyOf(a.id), told); err != nil && !errors.Is(err, store.ErrConflict) {
 		f.log.Warn("cannot tell the other nodes that an agent has left", "agent", a.id.String(), "error", err)
 	}
 }
 
-func (f *Fleet) putAgent(ctx context.Context, key string, a *wire.AttachedAgent, revision int64) (int64, error) {
+func (f *Fleet) putAgent(ctx context.Context, a *wire.AttachedAgent, key agentKey, revision int64) (int64, error) {
 	value, err := proto.Marshal(a)
 	if err != nil {
 		return 0, err
 	}
-	return f.cfg.Store.Put(ctx, key, value, revision)
+	return f.cfg.Store.Put(ctx, key.key(), value, revision)
 }
 
 // lastSeen gives what was known of an agent last, nil where that is nothing.
@@ -225,21 +241,31 @@ func (f *Fleet) lives(ctx context.Context) (map[string]bool, error) {
 	return out, err
 }
 
+// isHere reports whether an instance's agent is attached to this node.
+func (f *Fleet) isHere(i evidence.Instance) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.agents[agentOfInstance(i)] != nil
+}
+
 // present reports whether an instance's agent is attached, to whichever node.
 // Where that cannot be told, it is.
 func (f *Fleet) present(ctx context.Context, i evidence.Instance) bool {
-	f.mu.Lock()
-	here := f.agents[agentOfInstance(i)] != nil
-	f.mu.Unlock()
-	if here {
+	if f.isHere(i) {
 		return true
 	}
-	a, _, err := f.lastSeen(ctx, agentOfInstance(i).key())
-	if err != nil || a == nil || a.GetLeft() != nil {
-		return err != nil
+	last, _, err := f.lastSeen(ctx, agentOfInstance(i).key())
+	return err != nil || last != nil && last.GetLeft() == nil && !f.lost(ctx, i, last)
+}
+
+// lost reports whether the process is no more that had an instance's agent,
+// and the agent was not heard of since.
+func (f *Fleet) lost(ctx context.Context, i evidence.Instance, last *wire.AttachedAgent) bool {
+	if last.GetLeft() != nil || f.isHere(i) {
+		return false
 	}
 	lives, err := f.lives(ctx)
-	return err != nil || lives[a.GetLife()]
+	return err == nil && !lives[last.GetLife()]
 }
 
 // How long an agent takes at most until it tries to attach again: comeback after
@@ -255,7 +281,7 @@ const (
 // itself, that was given up before, or that was never seen.
 func (f *Fleet) Comeback(ctx context.Context, i evidence.Instance) time.Duration {
 	last, _, err := f.lastSeen(ctx, agentOfInstance(i).key())
-	if err != nil || last == nil || last.GetLeft() != nil || f.present(ctx, i) {
+	if err != nil || last == nil || !f.lost(ctx, i, last) {
 		return 0
 	}
 	return max(moving, comeback-time.Since(f.began))
@@ -265,9 +291,9 @@ func (f *Fleet) Comeback(ctx context.Context, i evidence.Instance) time.Duration
 // once.
 func (f *Fleet) gone(ctx context.Context, i evidence.Instance) {
 	last, revision, err := f.lastSeen(ctx, agentOfInstance(i).key())
-	if err == nil && last != nil && last.GetLeft() == nil && !f.present(ctx, i) {
+	if err == nil && last != nil && f.lost(ctx, i, last) {
 		last.Left = timestamppb.Now()
-		_, err = f.putAgent(ctx, agentOfInstance(i).key(), last, revision)
+		_, err = f.putAgent(ctx, last, agentOfInstance(i), revision)
 	}
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		f.log.Warn("cannot write down that an agent is gone", "instance", i.ID, "error", err)
@@ -288,6 +314,13 @@ func (f *Fleet) agentOf(ctx context.Context, i evidence.Instance) evidence.Agent
 		return evidence.Agent{}
 	}
 	return describe(last.GetHello(), last.GetHello().GetWallClock().AsTime().Sub(last.GetAttached().AsTime()))
+}
+
+// Attached counts the agents that are attached to this node.
+func (f *Fleet) Attached() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.agents)
 }
 
 // Agents gives the agents of all nodes, by their names, and those that left in
@@ -312,8 +345,8 @@ func (f *Fleet) Agents(ctx context.Context) ([]*wire.AttachedAgent, error) {
 	}
 	f.mu.Lock()
 	for _, a := range f.agents { // of these more is known here
-		here := a.wire()
-		here.Node, here.Life, here.Present = f.cfg.Node, f.life, true
+		here := f.here(a)
+		here.Present = true
 		known[here.GetId()] = here
 	}
 	f.mu.Unlock()
@@ -340,12 +373,6 @@ func (f *Fleet) forgetOld(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		f.log.Warn("cannot forget agents that left long ago, will try again", "error", err)
 	}
-}
-
-// unable reports whether an agent says that its host's memory cannot be
-// captured.
-func unable(h *wire.Hello) bool {
-	return !wire.Capturable(h)
 }
 
 // alert tells, once for each time that it comes to be so, which hosts' memory
@@ -380,10 +407,9 @@ func (f *Fleet) alert(ctx context.Context) {
 // alerted writes down that an agent's host was told of.
 func (f *Fleet) alerted(ctx context.Context, a *attached) {
 	f.mu.Lock()
-	now, told := a.wire(), a.told
+	now, told := f.here(a), a.told
 	f.mu.Unlock()
-	now.Node, now.Life = f.cfg.Node, f.life
-	revision, err := f.putAgent(ctx, keyOf(a.id).key(), now, told)
+	revision, err := f.putAgent(ctx, now, keyOf(a.id), told)
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		f.log.Warn("cannot write down that a host was told of, it will be told again", "agent", a.id.String(), "error", err)
 		return
