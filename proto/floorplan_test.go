@@ -67,7 +67,7 @@ var plan = map[string][]string{
 	"collector/fleet":       {"collector/gate", "collector/ledger", "collector/locker", "collector/store", "proto/evidence", "proto/identity", "proto/wire/v1"},
 	"collector/health":      {},
 	"collector/gate":        {},
-	"collector/intake":      {"collector/finding"},
+	"collector/intake":      {"collector/finding", "collector/gate"},
 	"collector/isf":         {},
 	"collector/isf/isftest": {}, // for tests
 	"collector/ledger":      {"collector/locker", "collector/store", "proto/evidence", "proto/lime", "proto/seekable"},

@@ -8,6 +8,7 @@
 package docket
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -60,6 +61,14 @@ type Docket struct {
 // New returns the docket over a store.
 func New(cfg Config) *Docket {
 	return &Docket{cfg: cfg, changed: make(chan struct{}, 1), unsent: make(chan struct{}, 1)}
+}
+
+// nudge leaves a token where there is none.
+func nudge(tokens chan struct{}) {
+	select {
+	case tokens <- struct{}{}:
+	default:
+	}
 }
 
 // Take opens or joins the cases of a raw event. On a nil error all of them
@@ -201,12 +210,12 @@ var errIsClosed = errors.New("the case is closed")
 // applied to what that has made.
 func (d *Docket) Record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error) {
 	defer d.locks.Lock(id)()
-	for try := 1; ; try++ {
-		c, err := d.record(ctx, id, e)
-		if !errors.Is(err, store.ErrConflict) || try == tries {
-			return c, err
-		}
-	}
+	var c casefile.Case
+	err := store.Repeat(tries, func() (err error) {
+		c, err = d.record(ctx, id, e)
+		return err
+	})
+	return c, err
 }
 
 func (d *Docket) record(ctx context.Context, id string, e casefile.Event) (casefile.Case, error) {
@@ -244,8 +253,9 @@ func precedesAct(e casefile.Event) bool {
 }
 
 // write makes a case durable, together with its event's journal entry. Before
-// an act the entries that the bucket lacks are sent; else they follow soon. Nothing but the case's own key
-// is compared, unless more changes come with it.
+// an act the entries that the bucket lacks are sent; else they follow soon.
+// Nothing but the case's own key is compared, unless more changes come with
+// it.
 func (d *Docket) write(ctx context.Context, c casefile.Case, e casefile.Event, revision int64, more ...store.Change) (casefile.Case, error) {
 	entry, head, err := custody.Next(c.Journal, e.Time, e)
 	if err != nil {
@@ -271,7 +281,7 @@ func (d *Docket) write(ctx context.Context, c casefile.Case, e casefile.Event, r
 	case precedesAct(e):
 		d.send(ctx, outboxOf(c.ID))
 	default:
-		d.sendSoon()
+		nudge(d.unsent)
 	}
 	return c, nil
 }
@@ -297,10 +307,7 @@ func (d *Docket) List(ctx context.Context) ([]casefile.Case, error) {
 		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b casefile.Case) int {
-		if n := b.Opened.Compare(a.Opened); n != 0 {
-			return n
-		}
-		return strings.Compare(a.ID, b.ID)
+		return cmp.Or(b.Opened.Compare(a.Opened), strings.Compare(a.ID, b.ID))
 	})
 	return out, nil
 }

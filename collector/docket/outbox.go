@@ -30,14 +30,6 @@ func outboxKey(id, instance string, seq int) string {
 	return fmt.Sprintf("%s%s/%08d", outboxOf(id), instance, seq)
 }
 
-// sendSoon has Run send what the bucket lacks.
-func (d *Docket) sendSoon() {
-	select {
-	case d.unsent <- struct{}{}:
-	default:
-	}
-}
-
 // send puts the journal entries under a prefix into the bucket, in order. What
 // it cannot send stays. Two nodes may send the same entry: it is the same.
 func (d *Docket) send(ctx context.Context, prefix string) {

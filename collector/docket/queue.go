@@ -1,6 +1,7 @@
 package docket
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,10 +52,7 @@ func (d *Docket) Queue(ctx context.Context) ([]casefile.Place, error) {
 		out = append(out, p)
 	}
 	slices.SortFunc(out, func(a, b casefile.Place) int {
-		if n := a.Opened.Compare(b.Opened); n != 0 {
-			return n
-		}
-		return strings.Compare(a.ID, b.ID)
+		return cmp.Or(a.Opened.Compare(b.Opened), strings.Compare(a.ID, b.ID))
 	})
 	return out, nil
 }
@@ -81,12 +79,7 @@ func (d *Docket) Changed() <-chan struct{} { return d.changed }
 func (d *Docket) Run(ctx context.Context) error {
 	watched := make(chan error, 1)
 	go func() {
-		watched <- d.cfg.Store.Watch(ctx, queue, func(bool, []store.Entry) {
-			select {
-			case d.changed <- struct{}{}:
-			default:
-			}
-		})
+		watched <- d.cfg.Store.Watch(ctx, queue, func(bool, []store.Entry) { nudge(d.changed) })
 	}()
 	resend := time.NewTicker(resendEvery)
 	defer resend.Stop()

@@ -15,8 +15,8 @@ const retryAfter = 30 * time.Second
 
 // Attach lets an agent's stream in, and is to be told when it ends. One that
 // is over a bound is RESOURCE_EXHAUSTED with RetryInfo, as google.rpc defines
-// it. An instance may attach ten times at once, and then every six seconds:
-// two that have the same certificate would else take turns for ever.
+// it. An instance may attach sixty times at once, and then each second: two
+// that have the same certificate would else take turns as fast as they can.
 func (g *Gate) Attach(instance string) (leave func(), err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

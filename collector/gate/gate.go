@@ -175,20 +175,22 @@ func (g *Gate) tell(now time.Time) {
 		"shed_full", s.ShedFull, "shed_address", s.ShedAddress, "shed_handshakes", s.ShedHandshakes, "shed_connects", s.ShedConnects, "shed_attaches", s.ShedAttaches)
 }
 
-// prefixOf gives what counts as one address: an IPv6 host has a /64.
 func prefixOf(a net.Addr) netip.Prefix {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.Prefix{} // all others count as one
 	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
-	bits := 64
+	return Prefix(tcp.AddrPort().Addr())
+}
+
+// Prefix gives what counts as one address where somebody is to have no more
+// than a share: an IPv6 host has a /64. What is no address has the zero
+// Prefix.
+func Prefix(ip netip.Addr) netip.Prefix {
+	ip, bits := ip.Unmap().WithZone(""), 64
 	if ip.Is4() {
 		bits = 32
 	}
-	p, err := ip.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
+	p, _ := ip.Prefix(bits)
 	return p
 }

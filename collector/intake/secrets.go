@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"golang.org/x/time/rate"
+
+	"github.com/quicklime-ir/quicklime/collector/gate"
 )
 
 // WebhookUser is the user's name where EventBridge's connection uses basic
@@ -123,16 +125,10 @@ type sources struct {
 }
 
 // of gives the limiter of a remote address, which net/http writes as
-// address:port. An IPv6 host owns its /64; what is no address shares one.
+// address:port. What is no address shares one.
 func (s *sources) of(remote string) *rate.Limiter {
-	var from netip.Prefix
-	if at, err := netip.ParseAddrPort(remote); err == nil {
-		address, bits := at.Addr().Unmap().WithZone(""), 64
-		if address.Is4() {
-			bits = 32
-		}
-		from = netip.PrefixFrom(address, bits).Masked()
-	}
+	at, _ := netip.ParseAddrPort(remote)
+	from := gate.Prefix(at.Addr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	limiter, ok := s.now[from]

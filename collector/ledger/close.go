@@ -23,13 +23,12 @@ func (l *Ledger) Close(ctx context.Context, caseID, id string, parts int32, reas
 	}
 	key := itemKey(caseID, id)
 	defer l.locks.Lock(key)()
-	for try := 1; ; try++ {
-		item, err := l.close(ctx, key, id, parts, reason)
-		if errors.Is(err, store.ErrConflict) && try < tries {
-			continue // another node closes it too: see what came of it
-		}
-		return item, err
-	}
+	var item evidence.Item
+	err := store.Repeat(tries, func() (err error) { // another node may close it too: then see what came of it
+		item, err = l.close(ctx, key, id, parts, reason)
+		return err
+	})
+	return item, err
 }
 
 func (l *Ledger) close(ctx context.Context, key, id string, parts int32, reason string) (evidence.Item, error) {

@@ -72,11 +72,7 @@ func (h *Herald) round(ctx context.Context, resting map[string]time.Time) {
 	if err != nil && ctx.Err() == nil {
 		h.Log.Error("cannot read the news of cases, will try again", "error", err)
 	}
-	for id, until := range resting {
-		if !time.Now().Before(until) {
-			delete(resting, id)
-		}
-	}
+	wakeUp(resting)
 	for _, id := range ids {
 		if _, rests := resting[id]; rests || ctx.Err() != nil {
 			continue
@@ -97,11 +93,7 @@ func (h *Herald) tell(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		last, stop := context.WithTimeout(context.WithoutCancel(ctx), disownLimit)
-		defer stop()
-		err = errors.Join(err, h.Docket.Disown(last, claim))
-	}()
+	defer func() { err = errors.Join(err, disown(ctx, h.Docket, claim)) }()
 	c, err := h.Docket.Get(ctx, id)
 	if err != nil || len(c.Untold) == 0 {
 		return err

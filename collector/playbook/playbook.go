@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -123,6 +124,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			r.Log.Error("cannot read the queue of cases, will try again", "error", err)
 		}
+		wakeUp(resting)
 		for _, id := range choose(places, running, resting, r.Caps, time.Now()) {
 			if claim, ok := r.own(ctx, id); ok {
 				running[id] = true
@@ -143,6 +145,12 @@ func (r *Runner) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// wakeUp forgets the cases that have rested.
+func wakeUp(resting map[string]time.Time) {
+	now := time.Now()
+	maps.DeleteFunc(resting, func(_ string, until time.Time) bool { return !now.Before(until) })
 }
 
 // own makes a case this node's, unless another was quicker.
@@ -170,9 +178,17 @@ func (r *Runner) run(ctx context.Context, id string, claim store.Claim) error {
 		}
 	})
 	err := r.story(mine, id)
-	last, stop := context.WithTimeout(context.WithoutCancel(ctx), disownLimit)
-	defer stop()
-	return errors.Join(err, r.Docket.Disown(last, claim))
+	return errors.Join(err, disown(ctx, r.Docket, claim))
+}
+
+// disown ends a claim also where ctx is over, so that others need not wait for
+// it to expire.
+func disown(ctx context.Context, docket interface {
+	Disown(ctx context.Context, claim store.Claim) error
+}, claim store.Claim) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), disownLimit)
+	defer cancel()
+	return docket.Disown(ctx, claim)
 }
 
 // story takes a case's steps until all have ended.

@@ -75,9 +75,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) { return open(ctx, cf
 func open(ctx context.Context, cfg Config, quota int64) (*Store, error) {
 	cfg.patience = cmp.Or(cfg.patience, patience)
 	s := &Store{cfg: cfg, quota: quota, log: cfg.Log, fault: newFault(cfg.Dir, cfg.Peer != nil)}
-	if err := store.CheckKey(cfg.Name); err != nil {
-		return nil, fmt.Errorf("cannot name this node %.80q: %w", cfg.Name, err)
-	}
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("cannot open store in %s: %w", cfg.Dir, err)
 	}

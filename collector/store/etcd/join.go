@@ -101,6 +101,9 @@ func (j *Join) initial() string {
 
 // check refuses a configuration that does not fit together.
 func (c Config) check() error {
+	if err := CheckName(c.Name); err != nil {
+		return err
+	}
 	if c.Peer != nil {
 		if err := c.Peer.check(); err != nil {
 			return err

@@ -27,11 +27,10 @@ func (s *Store) tend() {
 }
 
 func (s *Store) promote() {
-	server := s.member.Server
-	if server.Leader() != server.MemberID() {
+	if !s.Leads() {
 		return
 	}
-	for _, m := range server.Cluster().Members() {
+	for _, m := range s.member.Server.Cluster().Members() {
 		if !m.IsLearner || !m.IsStarted() {
 			continue
 		}
