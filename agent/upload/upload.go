@@ -28,7 +28,11 @@ const (
 	firstBackoff = 200 * time.Millisecond
 	lastBackoff  = 30 * time.Second
 	defaultStall = 30 * time.Second
-	maxDenied    = 5 // answers in a row that say no: a grant that is not honoured, or bytes changed on the way
+	// An answer that says no is one to a grant that is not honoured, or to bytes
+	// that changed on the way. So many in a row, over so long a time, are a
+	// refusal: before, it may be a policy that somebody is about to mend.
+	maxDenied       = 5
+	defaultPatience = 2 * time.Minute
 )
 
 // Grant is a request that can store one part.
@@ -49,6 +53,10 @@ type Options struct {
 	Client *Client       // nil makes one
 	Stall  time.Duration // a try that moves no byte for so long is given up; 0 is 30 s
 	Log    *slog.Logger  // nil discards
+
+	// Patience is how long S3 may say no to a part, time and again, before it
+	// is refused; 0 is 2 minutes.
+	Patience time.Duration
 
 	// Throttle says when bytes may be sent; nil limits nothing. Waiting for
 	// it is no stall.
@@ -79,6 +87,9 @@ func New(g Granter, o Options) *Uploader {
 	if o.Stall == 0 {
 		o.Stall = defaultStall
 	}
+	if o.Patience == 0 {
+		o.Patience = defaultPatience
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -101,6 +112,7 @@ func (u *Uploader) done(p pack.Part) {
 // an error or without, nothing reads the part's bytes any more.
 func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 	wait, denied, failed := firstBackoff, 0, int64(0)
+	var since time.Time // of the first denial in a row
 	defer func() { u.failing.Add(-failed) }()
 	for {
 		grant, err := u.grant(ctx, p)
@@ -122,8 +134,11 @@ func (u *Uploader) Put(ctx context.Context, p pack.Part) error {
 		case final:
 			return fmt.Errorf("cannot store part %d: %w: %w", p.Number, ErrRefused, err)
 		case no:
-			if denied++; denied >= maxDenied {
-				return fmt.Errorf("cannot store part %d: %w: %d times in a row, last: %w", p.Number, ErrRefused, denied, err)
+			if denied++; denied == 1 {
+				since = time.Now()
+			}
+			if over := time.Since(since); denied >= maxDenied && over >= u.options.Patience {
+				return fmt.Errorf("cannot store part %d: %w: %d times in a row over %v, last: %w", p.Number, ErrRefused, denied, over.Round(time.Second), err)
 			}
 		case again:
 			denied = 0

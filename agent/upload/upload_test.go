@@ -167,12 +167,13 @@ func testPart(n int) pack.Part {
 
 func TestUploadBearsTheNetwork(t *testing.T) {
 	for _, story := range []struct {
-		name    string
-		faults  []fault
-		stall   time.Duration
-		tries   int
-		refused bool
-		says    string // the error, or what was logged
+		name     string
+		faults   []fault
+		stall    time.Duration
+		patience time.Duration // 0: none
+		tries    int
+		refused  bool
+		says     string // the error, or what was logged
 	}{
 		{name: "all is well", tries: 1},
 		{name: "S3 is busy for a while", faults: []fault{answers(503, "SlowDown"), readThen(500, "InternalError")}, tries: 3, says: "SlowDown"},
@@ -215,6 +216,7 @@ func TestUploadBearsTheNetwork(t *testing.T) {
 		{name: "a grant is denied", faults: []fault{answers(403, "AccessDenied")}, tries: 2, says: "AccessDenied"},
 		{name: "grants expire on the way, time and again", faults: slices.Repeat([]fault{tooLate}, maxDenied), tries: maxDenied + 1, says: "Request has expired"},
 		{name: "what signed the grants has expired, time and again", faults: slices.Repeat([]fault{answers(400, "ExpiredToken")}, maxDenied), tries: maxDenied + 1, says: "ExpiredToken"},
+		{name: "grants are denied time and again, and then no more", faults: slices.Repeat([]fault{answers(403, "AccessDenied")}, maxDenied+1), patience: time.Minute, tries: maxDenied + 2, says: "AccessDenied"},
 		{name: "every grant is denied", faults: []fault{answers(403, "AccessDenied"), answers(403, "AccessDenied"), answers(403, "AccessDenied"), answers(403, "AccessDenied"), answers(403, "AccessDenied")},
 			tries: maxDenied, refused: true, says: "5 times in a row"},
 		{name: "the upload is gone", faults: []fault{answers(404, "NoSuchUpload")}, tries: 1, refused: true, says: "NoSuchUpload"},
@@ -248,7 +250,10 @@ func TestUploadBearsTheNetwork(t *testing.T) {
 			server := newS3(t, story.faults...)
 			granter := &grants{url: server.URL}
 			var log lockedBuffer
-			u := New(granter, Options{Client: testClient(t, server), Stall: story.stall, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			if story.patience == 0 {
+				story.patience = time.Nanosecond
+			}
+			u := New(granter, Options{Client: testClient(t, server), Stall: story.stall, Patience: story.patience, Log: slog.New(slog.NewTextHandler(&log, nil))})
 			part := testPart(partBytes)
 			err := u.Put(t.Context(), part)
 			told := log.String()
