@@ -38,6 +38,7 @@ type cli struct {
 	Chaos   chaosCmd   `cmd:"" help:"Torment collectors while they work, and judge whether a case was lost or a step done twice."`
 	Prepare prepareCmd `cmd:"" help:"Install and download what the lab needs, once."`
 	Crowd   crowdCmd   `cmd:"" name:"crowd" help:"Make a busy host in this process's namespaces, and measure on it; bench starts it." hidden:""`
+	Herd    herdCmd    `cmd:"" name:"herd" help:"Be the agents of a swarm; swarm starts it." hidden:""`
 	Hold    holdCmd    `cmd:"" name:"hold" help:"Hold sockets for a busy host." hidden:""`
 	S3      s3Cmd      `cmd:"" name:"s3" help:"Serve S3 in this process; the lab starts it by itself." hidden:""`
 }
@@ -133,14 +134,14 @@ const settle = 10 * time.Second
 type swarmCmd struct {
 	Bin    string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`
 	Agents int           `help:"How many agents." default:"10000"`
-	Sample int           `help:"Of these: agents that get orders, half of them while the others come back." default:"80"`
+	Sample int           `help:"Of these: agents that get orders, half of them while the others come back." default:"200"`
 	Idle   time.Duration `help:"How long the idle collector is watched." default:"30s"`
 	Log    string        `help:"File for the collector's log." type:"path" default:"/dev/null"`
 }
 
 // swarmDefaults are what the flags' defaults say.
 func swarmDefaults(bin string) *swarmCmd {
-	return &swarmCmd{Bin: bin, Agents: 10_000, Sample: 80, Idle: 30 * time.Second, Log: os.DevNull}
+	return &swarmCmd{Bin: bin, Agents: 10_000, Sample: 200, Idle: 30 * time.Second, Log: os.DevNull}
 }
 
 func (c *swarmCmd) Run(ctx context.Context) (err error) {
@@ -160,6 +161,13 @@ func (c *swarmCmd) Run(ctx context.Context) (err error) {
 	_, err = swarm.Run(ctx, swarm.Options{Binaries: binaries, Agents: c.Agents, Sample: c.Sample, Settle: settle, Idle: c.Idle, Out: os.Stdout, Logs: logs})
 	return err
 }
+
+type herdCmd struct {
+	Spec   string `arg:"" type:"path"`
+	Socket string `arg:"" type:"path"`
+}
+
+func (c *herdCmd) Run(ctx context.Context) error { return swarm.ServeHerd(ctx, c.Spec, c.Socket) }
 
 type chaosCmd struct {
 	Bin      string        `help:"Folder with what 'make build' has built." type:"path" default:"bin"`

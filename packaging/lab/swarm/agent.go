@@ -3,17 +3,13 @@ package swarm
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quicklime-ir/quicklime/agent/session"
@@ -29,13 +25,16 @@ const addresses = 100
 type agent struct {
 	instance string
 	from     net.IP
-	swarm    *swarm
+	herd     *herd
 	session  *session.Session
 
 	mu       sync.Mutex
 	conn     net.Conn // the last that it dialled; owned by mu
 	attached bool     // it has said hello on conn; owned by mu
 }
+
+// errHeld ends a dial that had to wait for the cut to be over.
+var errHeld = errors.New("held until all are cut off")
 
 // order is one that an agent has got.
 type order struct {
@@ -44,47 +43,17 @@ type order struct {
 	received time.Time
 }
 
-// newAgents makes agents, and their certificates side by side.
-func newAgents(ctx context.Context, s *swarm) ([]*agent, error) {
-	agents := make([]*agent, s.o.Agents)
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for i := range agents {
-		group.Go(func() error {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			var err error
-			agents[i], err = newAgent(s, i)
-			return err
-		})
-	}
-	return agents, group.Wait()
-}
-
-func newAgent(s *swarm, i int) (*agent, error) {
-	a := &agent{instance: s.w.Host(i), from: net.IPv4(127, 1, 0, byte(1+i%addresses)), swarm: s}
-	pair, authority, err := s.w.AgentPair(a.instance)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := tls.X509KeyPair(pair.Cert, pair.Key)
-	if err != nil {
-		return nil, fmt.Errorf("cannot use certificate of %s: %w", a.instance, err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(authority)
-	a.session, err = session.New(session.Config{
-		Collectors: []string{s.w.CollectorAddr()}, Hello: a.hello, Dial: a.dial, Log: slog.New(s.counts),
-		TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{cert}},
-	})
+func newAgent(h *herd, i int, instance string, config *tls.Config) (*agent, error) {
+	a := &agent{instance: instance, from: net.IPv4(127, 1, 0, byte(1+i%addresses)), herd: h}
+	var err error
+	a.session, err = session.New(session.Config{Collectors: []string{h.collector}, Hello: a.hello, Dial: a.dial, Log: slog.New(h.counts), TLS: config})
 	return a, err
 }
 
 // run attaches until ctx ends.
 func (a *agent) run(ctx context.Context) error {
 	return a.session.Run(ctx, func(_ context.Context, o session.Order, _ func(session.Progress)) session.Result {
-		a.swarm.counts.got(order{caseID: o.Case, kind: o.Kind, received: time.Now()})
+		a.herd.counts.got(order{caseID: o.Case, kind: o.Kind, received: time.Now()})
 		return session.Result{Error: "an agent of the swarm captures nothing"}
 	})
 }
@@ -105,8 +74,12 @@ func (a *agent) hello() *wire.Hello {
 }
 
 func (a *agent) dial(ctx context.Context, addr string) (net.Conn, error) {
-	a.swarm.cutting.RLock()
-	a.swarm.cutting.RUnlock() //lint:ignore SA2001 only waits for the cut to end
+	if !a.herd.cutting.TryRLock() {
+		a.herd.cutting.RLock()
+		a.herd.cutting.RUnlock()
+		return nil, errHeld // this try has no time left
+	}
+	a.herd.cutting.RUnlock()
 	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: a.from}}).DialContext(ctx, "tcp", addr)
 	if errors.Is(err, syscall.ECONNRESET) {
 		// On loopback the reset of one who is sent away may come before connect

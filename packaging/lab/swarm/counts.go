@@ -52,7 +52,7 @@ func (c *counts) Handle(_ context.Context, r slog.Record) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case strings.Contains(why, "use of closed network connection"): // as cut makes it
+	case strings.Contains(why, "use of closed network connection"), strings.Contains(why, errHeld.Error()): // as cut makes it
 		c.cut++
 	case strings.Contains(why, "the collector is busy"), strings.Contains(why, "ResourceExhausted"):
 		c.shed++

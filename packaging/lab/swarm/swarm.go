@@ -2,9 +2,10 @@
 // connections all at once, and measures what that costs.
 //
 // An agent of the swarm is the real one's session with a certificate of its
-// own; it captures nothing. All are in this process, and the collector is one
-// of its own. A sample of the agents is left attached in the storm and gets
-// orders of real cases meanwhile.
+// own; it captures nothing. A sample of them is in this process, is left
+// attached in the storm, and gets orders of real cases meanwhile; the others
+// are in a process that takes what the rest leaves it of the processors, as
+// in the field each computes on a host of its own.
 package swarm
 
 import (
@@ -16,8 +17,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
@@ -35,8 +34,8 @@ type Options struct {
 }
 
 const (
-	startRate  = 400                    // agents a second begin to attach: hosts do not boot all at once
-	caseEvery  = 250 * time.Millisecond // a finding for the next agent of the sample
+	calmEvery  = 250 * time.Millisecond // a finding for the next agent of the sample
+	stormEvery = time.Second            // the same in the storm, all of which it is to last
 	attachWait = 8 * time.Minute        // for all to be attached
 )
 
@@ -66,53 +65,66 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	s := &swarm{o: o, w: w, counts: &counts{}}
+	s := &swarm{o: o, w: w}
 	if r.EmptyCPU, err = share(ctx, w.Node(0).Pid(), o.Settle); err != nil {
 		return r, err
 	}
 	if r.EmptyRSS, err = rss(w.Node(0).Pid()); err != nil {
 		return r, err
 	}
-	if s.agents, err = newAgents(ctx, s); err != nil {
+	stop, err := s.start(ctx, dir)
+	if err != nil {
 		return r, err
 	}
-	stop := s.start(ctx)
 	defer func() { err = errors.Join(err, stop()) }()
 	if err := s.measure(ctx, &r); err != nil {
-		_, _, said := s.counts.seen()
-		return r, fmt.Errorf("%w; the agents say %q; the collector's log ends:\n%s", err, said, w.LogTail())
+		now, _ := s.status()
+		return r, fmt.Errorf("%w; the agents say %q; the collector's log ends:\n%s", err, now.Said, w.LogTail())
 	}
 	return r, r.print(o.Out)
 }
 
 // swarm is a running one.
 type swarm struct {
-	o       Options
-	w       *world.World
-	counts  *counts
-	agents  []*agent
-	cutting sync.RWMutex // held while connections are cut, and for reading by who dials
+	o      Options
+	w      *world.World
+	sample *herd   // in this process
+	rest   *remote // in one of its own
 }
 
-// start runs all agents, which begin one after the other, until stop.
-func (s *swarm) start(ctx context.Context) (stop func() error) {
-	ctx, cancel := context.WithCancel(ctx)
-	var group errgroup.Group
-	for i, a := range s.agents {
-		group.Go(func() error {
-			if err := sleep(ctx, time.Duration(i)*time.Second/startRate); err != nil {
-				return err
-			}
-			return a.run(ctx)
-		})
-	}
-	return func() error {
-		cancel()
-		if err := group.Wait(); !errors.Is(err, context.Canceled) {
-			return err
+// start attaches all agents, until stop.
+func (s *swarm) start(ctx context.Context, dir string) (stop func() error, err error) {
+	specs := [2]Spec{{Collector: s.w.CollectorAddr()}, {Collector: s.w.CollectorAddr()}}
+	for i := range s.o.Agents {
+		m := Member{Instance: s.w.Host(i)}
+		spec := &specs[min(i/s.o.Sample, 1)]
+		if m.Pair, spec.Authority, err = s.w.AgentPair(m.Instance); err != nil {
+			return nil, err
 		}
-		return nil
+		spec.Agents = append(spec.Agents, m)
 	}
+	if s.sample, err = newHerd(specs[0]); err != nil {
+		return nil, err
+	}
+	if s.rest, err = startRemote(ctx, s.o.Binaries.Lab, dir, specs[1], s.o.Logs); err != nil {
+		return nil, err
+	}
+	end := s.sample.start(ctx)
+	return func() error { return errors.Join(end(), s.rest.close()) }, nil
+}
+
+// status is that of all agents.
+func (s *swarm) status() (Status, error) {
+	all, err := s.rest.status()
+	if err != nil {
+		return all, fmt.Errorf("cannot ask the agents' process: %w", err)
+	}
+	some := s.sample.status()
+	all.Missing += some.Missing
+	all.Shed += some.Shed
+	all.Errors += some.Errors
+	all.Said = append(all.Said, some.Said...)
+	return all, nil
 }
 
 func (s *swarm) measure(ctx context.Context, r *Result) (err error) {
@@ -130,7 +142,7 @@ func (s *swarm) measure(ctx context.Context, r *Result) (err error) {
 		return err
 	}
 	half := s.o.Sample / 2
-	if err := s.find(ctx, 0, half, ctx.Done()); err != nil {
+	if err := s.find(ctx, 0, half, calmEvery, ctx.Done()); err != nil {
 		return err
 	}
 	if r.Calm, err = s.latencies(ctx, time.Time{}, time.Now().Add(time.Hour)); err != nil {
@@ -145,29 +157,25 @@ func (s *swarm) storm(ctx context.Context, from int, r *Result) error {
 	over := make(chan struct{})
 	var found error
 	var finder sync.WaitGroup
-	finder.Go(func() { found = s.find(ctx, from, s.o.Sample, over) })
-	err := sleep(ctx, 2*caseEvery) // for the first cases to order
-	before, _, _ := s.counts.seen()
-	s.cutting.Lock() // else those who are cut first would dial before the last is cut
+	finder.Go(func() { found = s.find(ctx, from, s.o.Sample, stormEvery, over) })
+	err := sleep(ctx, stormEvery/2) // for the first cases to order
+	before, asked := s.status()
 	cut := time.Now()
-	for _, a := range s.agents[s.o.Sample:] {
-		a.cut()
-	}
-	r.Cut = time.Since(cut)
-	s.cutting.Unlock()
+	var cutting error
+	r.Cut, cutting = s.rest.cut()
 	var failed error
 	r.Storm, failed = s.await(ctx, cut)
 	close(over)
 	finder.Wait()
-	if err := errors.Join(err, failed, found); err != nil {
+	if err := errors.Join(err, asked, cutting, failed, found); err != nil {
 		return err
 	}
 	if r.Stormy, err = s.latencies(ctx, cut, cut.Add(r.Storm)); err != nil {
 		return err
 	}
-	r.Shed, r.Errors, r.Said = s.counts.seen()
-	r.Shed -= before
-	return nil
+	after, err := s.status()
+	r.Shed, r.Errors, r.Said = after.Shed-before.Shed, after.Errors, after.Said
+	return err
 }
 
 // await waits until all agents are attached, as the collector says too, and
@@ -176,20 +184,18 @@ func (s *swarm) await(ctx context.Context, since time.Time) (time.Duration, erro
 	ctx, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
 	for {
-		missing := 0
-		for _, a := range s.agents {
-			if !a.isAttached() {
-				missing++
-			}
+		now, err := s.status()
+		if err != nil {
+			return 0, err
 		}
-		if missing == 0 {
+		if now.Missing == 0 {
 			took := time.Since(since)
 			if all, err := s.present(ctx); all || err != nil {
 				return took, err
 			}
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
-			return 0, fmt.Errorf("cannot attach all: %d of %d are not: %w", missing, len(s.agents), err)
+			return 0, fmt.Errorf("cannot attach all: %d of %d are not: %w", now.Missing, s.o.Agents, err)
 		}
 	}
 }
@@ -207,20 +213,20 @@ func (s *swarm) present(ctx context.Context) (bool, error) {
 			present++
 		}
 	}
-	if present == len(s.agents) {
+	if present == s.o.Agents {
 		return true, nil
 	}
 	return false, sleep(ctx, time.Second)
 }
 
 // find opens a case for each of some agents, one after the other, until stop.
-func (s *swarm) find(ctx context.Context, from, to int, stop <-chan struct{}) error {
+func (s *swarm) find(ctx context.Context, from, to int, every time.Duration, stop <-chan struct{}) error {
 	for i := from; i < to; i++ {
-		if err := s.w.Find(world.Compromised(s.agents[i].instance)); err != nil {
+		if err := s.w.Find(world.Compromised(s.sample.agents[i].instance)); err != nil {
 			return err
 		}
 		select {
-		case <-time.After(caseEvery):
+		case <-time.After(every):
 		case <-stop:
 			return ctx.Err()
 		}
@@ -254,10 +260,10 @@ func (s *swarm) latencies(ctx context.Context, from, to time.Time) ([]time.Durat
 			return nil, fmt.Errorf("cannot see %d cases through: %w", len(cases), err)
 		}
 	}
-	s.counts.mu.Lock()
-	defer s.counts.mu.Unlock()
+	s.sample.counts.mu.Lock()
+	defer s.sample.counts.mu.Unlock()
 	var out []time.Duration
-	for _, got := range s.counts.orders {
+	for _, got := range s.sample.counts.orders {
 		at := began[order{caseID: got.caseID, kind: got.kind}]
 		if at.IsZero() || at.Before(from) || at.After(to) {
 			continue
