@@ -15,6 +15,20 @@ type conn struct {
 	from   *entry // owned by gate.mu
 	shaken bool   // its handshake is over; owned by gate.mu
 	closed bool   // owned by gate.mu
+
+	computes bool // it has a turn; of the goroutine that shakes hands alone
+}
+
+// Read gives the turn of a handshake to others while the agent is waited for,
+// which may be far away, or may mean to say nothing.
+func (c *conn) Read(b []byte) (int, error) {
+	if !c.computes {
+		return c.Conn.Read(b)
+	}
+	<-c.gate.turns
+	n, err := c.Conn.Read(b)
+	c.gate.turns <- struct{}{} // those before it compute for some milliseconds each
+	return n, err
 }
 
 // SyscallConn lets gRPC set socket options, as on the connection itself.
@@ -23,6 +37,17 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 		return raw.SyscallConn()
 	}
 	return nil, syscall.EINVAL
+}
+
+// begin takes a turn, and end gives it back.
+func (c *conn) begin() {
+	c.gate.turns <- struct{}{}
+	c.computes = true
+}
+
+func (c *conn) end() {
+	c.computes = false
+	<-c.gate.turns
 }
 
 // shake ends the handshake in the counts.
@@ -71,10 +96,14 @@ type shaker struct {
 }
 
 func (s shaker) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	out, info, err := s.TransportCredentials.ServerHandshake(raw)
-	if c, ok := raw.(*conn); ok {
-		c.shake(err == nil)
+	c, ok := raw.(*conn)
+	if !ok {
+		return s.TransportCredentials.ServerHandshake(raw)
 	}
+	c.begin()
+	out, info, err := s.TransportCredentials.ServerHandshake(raw)
+	c.end()
+	c.shake(err == nil)
 	return out, info, err
 }
 

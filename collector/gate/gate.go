@@ -1,6 +1,10 @@
 // Package gate bounds what the agents' listener takes upon itself.
 //
 // When a node is lost, the agents of all of it come to the others at once.
+// Those who are in, with their orders, are not to wait for those who come: no
+// more handshakes compute at a time than half of the processors, and the others
+// wait for their turn.
+//
 // What is over a bound is closed before it costs anything: an agent waits a
 // random time, longer after each try, so who is sent away comes back spread
 // over time, while those who are in are served. One address has a share of
@@ -89,6 +93,7 @@ type Gate struct {
 	stats     Stats         // owned by mu
 	said      time.Time     // when sheds were logged last; owned by mu
 	connects  *rate.Limiter // of all addresses
+	turns     chan struct{} // a place for each handshake that may compute
 	addresses *book[netip.Prefix]
 	instances *book[string]
 }
@@ -99,6 +104,7 @@ func New(l Limits, log *slog.Logger) *Gate {
 	connects := max(l.Connects/share, 1)
 	return &Gate{
 		limits: l, log: log, stats: Stats{Limits: l}, connects: rate.NewLimiter(rate.Limit(l.Connects), l.Connects),
+		turns:     make(chan struct{}, max(runtime.GOMAXPROCS(0)/2, 1)),
 		addresses: newBook[netip.Prefix](rate.Limit(connects), connects),
 		instances: newBook[string](rate.Every(instanceEvery), instanceAttaches),
 	}

@@ -14,6 +14,8 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"sync"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -96,12 +98,13 @@ func ServerTLS(f Files) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	kept := &keeper{files: f}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ClientAuth: tls.RequireAndVerifyClientCert,
 		ClientCAs:  pool,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return f.pair()
+			return kept.pair()
 		},
 	}, nil
 }
@@ -136,6 +139,33 @@ func (f Files) load() (*x509.CertPool, error) {
 		return nil, fmt.Errorf("cannot read certificate authority %s: no certificate in PEM form in it", f.CA)
 	}
 	return pool, nil
+}
+
+// keepFor is how long a server uses a certificate before it reads it again: to
+// read it is a tenth of a handshake, and many may come at once.
+const keepFor = time.Second
+
+// keeper keeps a certificate for a moment.
+type keeper struct {
+	files Files
+
+	mu   sync.Mutex
+	last *tls.Certificate // owned by mu
+	read time.Time        // when last was; owned by mu
+}
+
+func (k *keeper) pair() (*tls.Certificate, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.last != nil && time.Since(k.read) < keepFor {
+		return k.last, nil
+	}
+	pair, err := k.files.pair()
+	if err != nil {
+		return nil, err
+	}
+	k.last, k.read = pair, time.Now()
+	return pair, nil
 }
 
 func (f Files) pair() (*tls.Certificate, error) {
