@@ -39,6 +39,7 @@ type bucket struct {
 	faults  []fault     // of the next writes
 	heads   []int       // statuses of the next HEADs, 0 for the truth
 	writes  int         // writes that were asked for
+	tells   bool        // a PUT is answered with the version, as where a bucket keeps versions
 	headers http.Header // of the last call but HEAD
 }
 
@@ -146,6 +147,9 @@ func (b *bucket) write(w http.ResponseWriter, r *http.Request, object *held, all
 		sum = f.answer
 	}
 	w.Header().Set("X-Amz-Checksum-Sha256", sum)
+	if b.tells {
+		w.Header().Set("X-Amz-Version-Id", object.version)
+	}
 	if r.Method == "POST" {
 		fmt.Fprintf(w, "<CompleteMultipartUploadResult><ETag>e</ETag><ChecksumSHA256>%s</ChecksumSHA256></CompleteMultipartUploadResult>", sum)
 	}

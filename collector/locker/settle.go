@@ -29,15 +29,15 @@ func (l *Locker) Complete(ctx context.Context, key, uploadID string, parts []evi
 	if err != nil {
 		return Object{}, fmt.Errorf("cannot complete upload of %.200q: %w", key, err)
 	}
-	object, err := l.settle(ctx, want, func() (string, error) {
+	object, err := l.settle(ctx, want, func() (answer, error) {
 		out, err := l.s3.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 			Bucket: &l.cfg.Bucket, Key: &key, UploadId: &uploadID, IfNoneMatch: aws.String("*"),
 			MpuObjectSize: aws.Int64(int64(want.Size)), MultipartUpload: &types.CompletedMultipartUpload{Parts: completed},
 		})
 		if err != nil {
-			return "", noUpload(err)
+			return answer{}, noUpload(err)
 		}
-		return aws.ToString(out.ChecksumSHA256), nil
+		return answer{sha256: aws.ToString(out.ChecksumSHA256)}, nil
 	})
 	if err != nil {
 		return Object{}, fmt.Errorf("cannot complete upload of %s: %w", key, err)
@@ -82,14 +82,20 @@ func (l *Locker) Put(ctx context.Context, key string, body []byte) (Object, erro
 	if l.cfg.KMSKeyID != "" {
 		in.ServerSideEncryption, in.SSEKMSKeyId = types.ServerSideEncryptionAwsKms, &l.cfg.KMSKeyID
 	}
-	object, err := l.settle(ctx, want, func() (string, error) {
+	object, err := l.settle(ctx, want, func() (answer, error) {
 		in := in
 		in.Body = bytes.NewReader(body)
 		out, err := l.s3.PutObject(ctx, &in)
 		if err != nil {
-			return "", err
+			return answer{}, err
 		}
-		return aws.ToString(out.ChecksumSHA256), nil
+		a := answer{sha256: aws.ToString(out.ChecksumSHA256)}
+		if version := aws.ToString(out.VersionId); version != "" && a.sha256 == want.SHA256 {
+			stored := want
+			stored.VersionID, stored.LockedUntil = version, aws.ToTime(in.ObjectLockRetainUntilDate)
+			a.stored = &stored
+		}
+		return a, nil
 	})
 	if err != nil {
 		return Object{}, fmt.Errorf("cannot put object %s: %w", key, err)
@@ -97,16 +103,29 @@ func (l *Locker) Put(ctx context.Context, key string, body []byte) (Object, erro
 	return object, nil
 }
 
-// settle writes an object and asks the bucket what it holds. Whatever the
+// answer is what S3 said of a write that succeeded.
+type answer struct {
+	sha256 string // "" where it did not say
+	// stored is the object, where there is no need to ask for it: PutObject
+	// answers once, when all is stored, and said of which version and hash. An
+	// act waits for its journal entry, so each request counts.
+	stored *Object
+}
+
+// settle writes an object and asks the bucket what it holds, unless the answer
+// told already. Whatever the
 // answer to the write was, the object that is wanted being there is success,
 // and another one there is the end. Only where there is none is the write
 // done again, also where it was said to be done: a server may answer a
 // repeated write at once while it still works on the first.
-func (l *Locker) settle(ctx context.Context, want Object, write func() (answered string, err error)) (Object, error) {
+func (l *Locker) settle(ctx context.Context, want Object, write func() (answer, error)) (Object, error) {
 	for try := 1; ; try++ {
 		answered, failed := write()
-		if failed == nil && answered != "" && answered != want.SHA256 {
-			return Object{}, fmt.Errorf("S3 stored hash %.80q, want %s: do not trust this object", answered, want.SHA256)
+		if failed == nil && answered.sha256 != "" && answered.sha256 != want.SHA256 {
+			return Object{}, fmt.Errorf("S3 stored hash %.80q, want %s: do not trust this object", answered.sha256, want.SHA256)
+		}
+		if failed == nil && answered.stored != nil {
+			return *answered.stored, nil
 		}
 		object, err := l.holds(ctx, want)
 		switch {

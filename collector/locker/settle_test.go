@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -83,6 +84,24 @@ func TestWriteFaults(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestAPutThatTellsAllIsOneRequest: the bucket is not asked what it holds where
+// the answer names version and hash, and still is where the hash is not ours.
+func TestAPutThatTellsAllIsOneRequest(t *testing.T) {
+	b, _ := newBucket(t)
+	server := httptest.NewServer(b)
+	t.Cleanup(server.Close)
+	l := newLocker(t, server.URL, Config{Bucket: "evidence", Retention: time.Hour})
+	b.tells, b.heads = true, []int{500}
+	got, err := l.Put(t.Context(), key, []byte("the body"))
+	if err != nil || got.VersionID != "v1" || got.SHA256 != b.object.sum || got.Size != 8 || time.Until(got.LockedUntil) < 59*time.Minute || len(b.heads) != 1 {
+		t.Errorf("got %+v, %v; %d answers to HEAD are left, want 1", got, err, len(b.heads))
+	}
+	b.object, b.heads, b.faults = nil, nil, []fault{{answer: "another"}}
+	if got, err := l.Put(t.Context(), key, []byte("the body")); err == nil || !strings.Contains(err.Error(), "do not trust this object") {
+		t.Errorf("of another hash: %+v, %v", got, err)
 	}
 }
 
