@@ -1,6 +1,11 @@
 package docket
 
-import "context"
+import (
+	"context"
+	"slices"
+
+	"github.com/quicklime-ir/quicklime/collector/store"
+)
 
 // Counts counts the cases whose steps are not all taken: those that a node
 // runs, and those that wait for one. The others are not counted, as that would
@@ -24,5 +29,6 @@ func (d *Docket) Counts(ctx context.Context) (map[string]int, error) {
 // Unsent counts the journal entries that the bucket may not have yet.
 func (d *Docket) Unsent(ctx context.Context) (int, error) {
 	entries, err := d.cfg.Store.List(ctx, outbox)
+	entries = slices.DeleteFunc(entries, func(e store.Entry) bool { return d.sent.has(e.Key) })
 	return len(entries), err
 }

@@ -54,13 +54,15 @@ type Docket struct {
 	cfg     Config
 	changed chan struct{} // holds a token when there may be a case to run
 	unsent  chan struct{} // holds a token when there are entries to send
+	sent    *sent
 
-	locks store.Locks // by case: one change at a time, so that this node's changes seldom meet
+	locks   store.Locks // by case: one change at a time, so that this node's changes seldom meet
+	sending store.Locks // by case: its journal entries are sent by one hand at a time
 }
 
 // New returns the docket over a store.
 func New(cfg Config) *Docket {
-	return &Docket{cfg: cfg, changed: make(chan struct{}, 1), unsent: make(chan struct{}, 1)}
+	return &Docket{cfg: cfg, changed: make(chan struct{}, 1), unsent: make(chan struct{}, 1), sent: newSent()}
 }
 
 // nudge leaves a token where there is none.
@@ -279,7 +281,7 @@ func (d *Docket) write(ctx context.Context, c casefile.Case, e casefile.Event, r
 	switch {
 	case !c.Act:
 	case precedesAct(e):
-		d.send(ctx, outboxOf(c.ID))
+		d.send(ctx, c.ID)
 	default:
 		nudge(d.unsent)
 	}

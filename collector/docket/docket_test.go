@@ -80,7 +80,8 @@ func take(t *testing.T, d *Docket, raw []byte) string {
 	if err != nil || len(ids) != 1 {
 		t.Fatalf("cases %v, error %v", ids, err)
 	}
-	d.send(t.Context(), outbox) // as Run does, soon after
+	d.sendAll(t.Context()) // as Run does, soon after
+	d.clear(t.Context())
 	return ids[0]
 }
 

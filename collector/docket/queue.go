@@ -83,14 +83,18 @@ func (d *Docket) Run(ctx context.Context) error {
 	}()
 	resend := time.NewTicker(resendEvery)
 	defer resend.Stop()
+	d.sendAll(ctx)
 	for {
-		d.send(ctx, outbox)
 		select {
 		case err := <-watched:
 			return err
+		case <-d.sent.news:
 		case <-d.unsent:
+			d.sendAll(ctx)
 		case <-resend.C:
+			d.sendAll(ctx)
 		}
+		d.clear(ctx)
 	}
 }
 

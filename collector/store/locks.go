@@ -13,3 +13,9 @@ func (l *Locks) Lock(name string) (unlock func()) {
 	mu.(*sync.Mutex).Lock()
 	return mu.(*sync.Mutex).Unlock
 }
+
+// TryLock takes a name if it is free.
+func (l *Locks) TryLock(name string) (unlock func(), ok bool) {
+	mu, _ := l.byName.LoadOrStore(name, new(sync.Mutex))
+	return mu.(*sync.Mutex).Unlock, mu.(*sync.Mutex).TryLock()
+}

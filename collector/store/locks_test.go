@@ -19,6 +19,14 @@ func TestLocks(t *testing.T) {
 		})
 	}
 	all.Wait()
+	if unlock, ok := locks.TryLock("one"); !ok {
+		t.Error("a free name is not to be had")
+	} else {
+		unlock()
+	}
+	if _, ok := locks.TryLock("another"); ok {
+		t.Error("a name was taken twice")
+	}
 	if n != 50 {
 		t.Errorf("%d of 50 changes were made", n)
 	}
