@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -36,6 +35,7 @@ type attached struct {
 	seen   time.Time
 	out    chan *wire.CollectorMessage
 	cancel context.CancelCauseFunc
+	ended  time.Time // when it left
 
 	told     int64                     // revision of what the store knows of it; 0: nothing yet
 	alert    bool                      // its host cannot be captured, and nobody was told
@@ -85,11 +85,6 @@ func (f *Fleet) Attach(stream wire.AgentService_AttachServer) error {
 		progress: map[string]*wire.Progress{}}
 	f.enter(a)
 	defer f.leave(a)
-	var telling sync.WaitGroup
-	defer telling.Wait()
-	defer cancel(nil)
-	telling.Go(func() { f.announce(ctx, a) })
-
 	received := make(chan error, 1)
 	go func() { received <- f.receive(stream, a) }() // ends with the stream, when Attach returns
 	for {
@@ -125,6 +120,8 @@ func (f *Fleet) enter(a *attached) {
 		old.cancel(errReplaced)
 	}
 	f.agents[key] = a
+	delete(f.left, key)
+	f.nudge()
 	f.log.Info("agent attached", "agent", a.id.String(), "version", a.hello.GetAgentVersion(), "kernel", a.hello.GetKernelRelease(), "clock_ahead", a.ahead)
 	for _, c := range f.captures {
 		if c.agent == key {
@@ -135,18 +132,17 @@ func (f *Fleet) enter(a *attached) {
 
 func (f *Fleet) leave(a *attached) {
 	f.mu.Lock()
-	left := f.agents[keyOf(a.id)] == a
-	if left {
-		delete(f.agents, keyOf(a.id))
-	}
-	f.mu.Unlock()
-	if !left {
+	defer f.mu.Unlock()
+	if f.agents[keyOf(a.id)] != a {
 		return
 	}
+	delete(f.agents, keyOf(a.id))
+	a.ended = time.Now()
+	if a.told != 0 { // else nobody knows that it was here
+		f.left[keyOf(a.id)] = a
+		f.nudge()
+	}
 	f.log.Warn("agent left", "agent", a.id.String())
-	ctx, cancel := context.WithTimeout(context.Background(), endLimit)
-	defer cancel()
-	f.farewell(ctx, a)
 }
 
 // receive takes an agent's messages until the stream ends.

@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -117,12 +116,13 @@ type Fleet struct {
 
 	began time.Time
 
-	telling chan struct{} // slots for what is written down of agents
-	over    atomic.Bool   // Run has ended
+	untold chan struct{} // holds a token when the store does not know of an agent that came or left
 
 	mu       sync.Mutex
 	agents   map[agentKey]*attached // owned by mu
 	captures map[string]*capture    // by order id, as the store has them; owned by mu
+	left     map[agentKey]*attached // of these the store does not know that they left; owned by mu
+	traces   map[agentKey]trace     // of those that are here, and of some that were; owned by mu
 	cutOff   bool                   // the other nodes are not heard; owned by mu
 }
 
@@ -132,8 +132,8 @@ func keyOf(id identity.AgentID) agentKey { return agentKey{id.Account, id.Region
 
 // New returns a fleet without agents.
 func New(cfg Config) *Fleet {
-	return &Fleet{cfg: cfg, log: cfg.Log, life: newLife(), began: time.Now(), telling: make(chan struct{}, tellers),
-		agents: map[agentKey]*attached{}, captures: map[string]*capture{}}
+	return &Fleet{cfg: cfg, log: cfg.Log, life: newLife(), began: time.Now(), untold: make(chan struct{}, 1),
+		agents: map[agentKey]*attached{}, left: map[agentKey]*attached{}, traces: map[agentKey]trace{}, captures: map[string]*capture{}}
 }
 
 // Run follows the captures of all nodes, and tells the others of this node's
@@ -143,7 +143,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	group.Go(func() error { return f.cfg.Store.Watch(ctx, capturePrefix, f.see) })
 	group.Go(func() error { return f.live(ctx) })
 	group.Go(func() error { return f.tell(ctx) })
-	defer f.over.Store(true)
+	group.Go(func() error { return f.tellAgents(ctx) })
 	return group.Wait()
 }
 

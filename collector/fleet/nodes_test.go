@@ -155,6 +155,7 @@ func TestAnAgentIsWhereItsNodeLives(t *testing.T) {
 func TestAnAgentSpeaksWhileItIsAnnounced(t *testing.T) {
 	f := New(Config{Store: store.Memory(), Node: "first", Log: slog.New(slog.DiscardHandler)})
 	a := attachedHere(victim)
+	f.enter(a)
 	var both sync.WaitGroup
 	both.Go(func() {
 		for range 100 {
@@ -165,12 +166,15 @@ func TestAnAgentSpeaksWhileItIsAnnounced(t *testing.T) {
 	})
 	both.Go(func() {
 		for range 100 {
-			f.announce(t.Context(), a)
+			f.tellNews(t.Context())
+			f.mu.Lock()
+			a.told = 0
+			f.mu.Unlock()
 		}
 	})
 	both.Wait()
-	if a.told == 0 {
-		t.Error("it was not announced")
+	if last, _, err := f.lastSeen(t.Context(), keyOf(a.id).key()); err != nil || last.GetNode() != "first" {
+		t.Errorf("it was not announced: %v, %v", last, err)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -25,15 +24,6 @@ import (
 const (
 	agentPrefix = "agent/"
 	nodePrefix  = "node/"
-)
-
-const (
-	tellEvery  = 2 * time.Second // what is new of agents and captures
-	alertEvery = 30 * time.Second
-	tellers    = 64 // keys that are written at a time
-	// forgetAfter is how long an agent that left is remembered.
-	forgetAfter = 30 * 24 * time.Hour
-	forgetEvery = time.Hour
 )
 
 func (k agentKey) key() string {
@@ -90,124 +80,6 @@ func (f *Fleet) alone(is bool) {
 		}
 	}
 	f.cutOff = is && f.cfg.Several
-}
-
-// tell writes down what is new of this node's agents and their captures. It is
-// what others see, and no more often than they need.
-func (f *Fleet) tell(ctx context.Context) error {
-	news, alert, forget := time.NewTicker(tellEvery), time.NewTicker(alertEvery), time.NewTicker(forgetEvery)
-	defer news.Stop()
-	defer alert.Stop()
-	defer forget.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-news.C:
-			f.tellNews(ctx)
-		case <-alert.C:
-			f.alert(ctx)
-		case <-forget.C:
-			f.forgetOld(ctx)
-		}
-	}
-}
-
-func (f *Fleet) tellNews(ctx context.Context) {
-	var group errgroup.Group
-	group.SetLimit(tellers)
-	for _, a := range f.untold() {
-		group.Go(func() error { f.announce(ctx, a); return nil })
-	}
-	for id, p := range f.progressed() {
-		group.Go(func() error { f.tellProgress(ctx, id, p); return nil })
-	}
-	_ = group.Wait() // none fails: each says itself what went wrong
-}
-
-// untold gives the agents that the store does not know to be here.
-func (f *Fleet) untold() []*attached {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var out []*attached
-	for _, a := range f.agents {
-		if a.told == 0 {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
-// slot waits for one of the slots in which something is written down of agents.
-// ok is false where ctx ended first.
-func (f *Fleet) slot(ctx context.Context) (done func(), ok bool) {
-	select {
-	case f.telling <- struct{}{}:
-		return func() { <-f.telling }, true
-	case <-ctx.Done():
-		return nil, false
-	}
-}
-
-// announce writes down that an agent is here. Where that fails it is tried
-// again.
-func (f *Fleet) announce(ctx context.Context, a *attached) {
-	done, ok := f.slot(ctx)
-	if !ok {
-		return
-	}
-	defer done()
-	f.mu.Lock()
-	now := f.here(a)
-	f.mu.Unlock()
-	var revision int64
-	err := store.Repeat(tries, func() error {
-		before, at, err := f.lastSeen(ctx, keyOf(a.id).key())
-		if err != nil {
-			return err
-		}
-		now.Unable = !wire.Capturable(a.hello) && (before == nil || before.GetUnable() || wire.Capturable(before.GetHello()))
-		revision, err = f.putAgent(ctx, now, keyOf(a.id), at)
-		return err
-	})
-	if err != nil {
-		if ctx.Err() == nil {
-			f.log.Warn("cannot tell the other nodes of an agent, will try again", "agent", a.id.String(), "error", err)
-		}
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	a.told, a.alert = revision, now.GetUnable()
-}
-
-// here gives an agent as one that is attached to this node; the caller holds
-// mu.
-func (f *Fleet) here(a *attached) *wire.AttachedAgent {
-	now := a.wire()
-	now.Node, now.Life = f.cfg.Node, f.life
-	return now
-}
-
-// farewell writes down that an agent has left, unless another node has it now.
-func (f *Fleet) farewell(ctx context.Context, a *attached) {
-	f.mu.Lock()
-	told := a.told
-	gone := a.wire()
-	gone.Unable = a.alert
-	f.mu.Unlock()
-	if told == 0 || f.over.Load() {
-		return // the others learn it from this node's own end
-	}
-	done, ok := f.slot(ctx)
-	if !ok {
-		return
-	}
-	defer done()
-	gone.Left = timestamppb.Now()
-	if _, err := f.putAgent(ctx, gone, keyOf(a.id), told); err != nil && !errors.Is(err, store.ErrConflict) {
-		f.log.Warn("cannot tell the other nodes that an agent has left", "agent", a.id.String(), "error", err)
-	}
 }
 
 func (f *Fleet) putAgent(ctx context.Context, a *wire.AttachedAgent, key agentKey, revision int64) (int64, error) {
@@ -356,68 +228,4 @@ func (f *Fleet) Agents(ctx context.Context) ([]*wire.AttachedAgent, error) {
 	}
 	slices.SortFunc(out, func(a, b *wire.AttachedAgent) int { return cmp.Compare(a.GetId(), b.GetId()) })
 	return out, nil
-}
-
-// forgetOld drops what is known of agents that left long ago.
-func (f *Fleet) forgetOld(ctx context.Context) {
-	entries, err := f.cfg.Store.List(ctx, agentPrefix)
-	for _, e := range entries {
-		a := &wire.AttachedAgent{}
-		if bad := proto.Unmarshal(e.Value, a); bad != nil || a.GetLeft() == nil || time.Since(a.GetLeft().AsTime()) < forgetAfter {
-			continue
-		}
-		if gone := f.cfg.Store.Delete(ctx, e.Key, e.Revision); !errors.Is(gone, store.ErrConflict) {
-			err = errors.Join(err, gone)
-		}
-	}
-	if err != nil && ctx.Err() == nil {
-		f.log.Warn("cannot forget agents that left long ago, will try again", "error", err)
-	}
-}
-
-// alert tells, once for each time that it comes to be so, which hosts' memory
-// cannot be captured. They are told together, as a bad image makes many.
-func (f *Fleet) alert(ctx context.Context) {
-	f.mu.Lock()
-	var hosts []*attached
-	var names []*wire.AttachedAgent
-	for _, a := range f.agents {
-		if a.alert {
-			hosts, names = append(hosts, a), append(names, a.wire())
-		}
-	}
-	f.mu.Unlock()
-	if len(hosts) == 0 {
-		return
-	}
-	for _, a := range names {
-		f.log.Warn("this host's memory could not be captured", "agent", a.GetId(), "host", a.GetHello().GetHostname(), "sources", wire.Verdicts(a.GetHello()))
-	}
-	if f.cfg.Alert != nil {
-		if err := f.cfg.Alert(ctx, names); err != nil {
-			f.log.Error("cannot tell of hosts that cannot be captured, will try again", "hosts", len(names), "error", err)
-			return
-		}
-	}
-	for _, a := range hosts {
-		f.alerted(ctx, a)
-	}
-}
-
-// alerted writes down that an agent's host was told of.
-func (f *Fleet) alerted(ctx context.Context, a *attached) {
-	f.mu.Lock()
-	now, told := f.here(a), a.told
-	f.mu.Unlock()
-	revision, err := f.putAgent(ctx, now, keyOf(a.id), told)
-	if err != nil && !errors.Is(err, store.ErrConflict) {
-		f.log.Warn("cannot write down that a host was told of, it will be told again", "agent", a.id.String(), "error", err)
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	a.alert = false
-	if err == nil {
-		a.told = revision
-	}
 }
