@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
@@ -161,7 +163,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 			err = errors.Join(err, s.store.Close())
 		}
 	}()
-	sdk, err := config.LoadDefaultConfig(ctx, config.WithRetryMode(aws.RetryModeAdaptive))
+	sdk, err := config.LoadDefaultConfig(ctx, config.WithRetryMode(aws.RetryModeAdaptive), config.WithHTTPClient(httpClient()))
 	if err != nil {
 		return nil, fmt.Errorf("cannot load AWS configuration: %w", err)
 	}
@@ -337,4 +339,16 @@ func (c *serveCmd) notifier(log *slog.Logger) (notify.Notifier, error) {
 		return nil, fmt.Errorf("cannot read Discord webhook: %w", err)
 	}
 	return notify.New(strings.TrimSpace(string(url)), log)
+}
+
+// idleConns is how many connections to one AWS service are kept. The SDK keeps
+// 10, and each case that goes on beside so many others would shake hands anew
+// for its journal.
+const idleConns = 128
+
+// httpClient is the SDK's own with that.
+func httpClient() *awshttp.BuildableClient {
+	return awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+		t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, idleConns // 0: no bound over all hosts, of which there are few
+	})
 }
