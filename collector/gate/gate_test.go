@@ -10,6 +10,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -221,6 +223,70 @@ func TestAConnectionThatSaysNothingHoldsAHandshake(t *testing.T) {
 	h.await(t, func(s Stats) bool { return s.Open == 1 })
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the connection ended with %v", err)
+	}
+}
+
+// TestAHandshakeThatWaitsHoldsNoTurn: more agents that say nothing than may
+// compute at a time keep nobody out.
+func TestAHandshakeThatWaitsHoldsNoTurn(t *testing.T) {
+	h := newHouse(t, Limits{Handshakes: 1000, Connects: 1000})
+	silent := 4 * cap(h.turns)
+	for range silent {
+		h.dial(t)
+	}
+	h.await(t, func(s Stats) bool { return s.Handshaking == silent })
+	if err := tls.Client(h.dial(t), h.agent).HandshakeContext(t.Context()); err != nil {
+		t.Errorf("an agent that speaks: %v", err)
+	}
+	h.await(t, func(s Stats) bool { return s.Handshaking == silent && s.Open == silent+1 })
+}
+
+// busy are credentials whose handshakes compute, and count how many do.
+type busy struct {
+	credentials.TransportCredentials
+	now, most atomic.Int32
+}
+
+func (b *busy) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	defer b.compute()
+	b.compute()
+	_, err := raw.Read(make([]byte, 1))
+	return raw, nil, err
+}
+
+func (b *busy) compute() {
+	n := b.now.Add(1)
+	for most := b.most.Load(); n > most && !b.most.CompareAndSwap(most, n); most = b.most.Load() {
+	}
+	time.Sleep(time.Millisecond)
+	b.now.Add(-1)
+}
+
+// TestFewHandshakesComputeAtATime, though all of them could.
+func TestFewHandshakesComputeAtATime(t *testing.T) {
+	g, creds := New(Limits{}, quiet), &busy{}
+	door := g.Credentials(creds)
+	var all sync.WaitGroup
+	for n := range 20 * cap(g.turns) {
+		here, there := net.Pipe()
+		defer there.Close()
+		all.Go(func() {
+			if _, err := there.Write([]byte{1}); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Go(func() {
+			if _, _, err := door.ServerHandshake(&conn{Conn: here, gate: g, from: g.enter(addr(n), time.Now())}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if most := int(creds.most.Load()); most != cap(g.turns) {
+		t.Errorf("%d handshakes computed at a time, want %d", most, cap(g.turns))
+	}
+	if len(g.turns) != 0 {
+		t.Errorf("%d turns were not given back", len(g.turns))
 	}
 }
 

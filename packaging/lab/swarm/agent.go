@@ -74,12 +74,9 @@ func (a *agent) hello() *wire.Hello {
 }
 
 func (a *agent) dial(ctx context.Context, addr string) (net.Conn, error) {
-	if !a.herd.cutting.TryRLock() {
-		a.herd.cutting.RLock()
-		a.herd.cutting.RUnlock()
+	if a.herd.holds() {
 		return nil, errHeld // this try has no time left
 	}
-	a.herd.cutting.RUnlock()
 	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: a.from}}).DialContext(ctx, "tcp", addr)
 	if errors.Is(err, syscall.ECONNRESET) {
 		// On loopback the reset of one who is sent away may come before connect

@@ -111,3 +111,13 @@ func (h *herd) cut() time.Duration {
 	}
 	return time.Since(began)
 }
+
+// holds waits for a cut to be over, and reports whether there was one.
+func (h *herd) holds() bool {
+	free := h.cutting.TryRLock()
+	if !free {
+		h.cutting.RLock()
+	}
+	defer h.cutting.RUnlock()
+	return !free
+}
