@@ -100,7 +100,12 @@ type serveCmd struct {
 // Run serves until it is told to stop, or a part of it cannot go on.
 func (c *serveCmd) Run(ctx context.Context) error {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
-	service, err := c.build(ctx, log)
+	front, err := c.front(log)
+	if err != nil {
+		return err
+	}
+	defer front.close()
+	service, err := c.build(ctx, front, log)
 	if err != nil {
 		return err
 	}
@@ -134,7 +139,7 @@ type service struct {
 }
 
 // build makes every part and hands each what it needs.
-func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err error) {
+func (c *serveCmd) build(ctx context.Context, front *front, log *slog.Logger) (_ *service, err error) {
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make data folder: %w", err)
 	}
@@ -226,7 +231,7 @@ func (c *serveCmd) build(ctx context.Context, log *slog.Logger) (_ *service, err
 	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, fmt.Errorf("cannot listen for agents: %w", err)
 	}
-	if s.watch, err = c.watch(s, bucket, book, steps.Names(s.runner.Steps)); err != nil {
+	if s.watch, err = c.watch(s, front, bucket, book, steps.Names(s.runner.Steps)); err != nil {
 		return nil, errors.Join(err, s.listener.Close())
 	}
 	s.runner.Observer = s.watch.metrics

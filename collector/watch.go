@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/backup"
@@ -100,46 +102,78 @@ func (w watched) sources(checks *health.Monitor) metrics.Sources {
 
 // watch serves what is known of the collector's health.
 type watch struct {
-	listener net.Listener // nil: nobody asks
-	monitor  *health.Monitor
-	metrics  *metrics.Metrics
-	log      *slog.Logger
+	front   *front // nil: nobody asks
+	monitor *health.Monitor
+	metrics *metrics.Metrics
+	log     *slog.Logger
 }
 
 // watch makes the watch over a service, whose cases have these steps.
-func (c *serveCmd) watch(s *service, bucket *locker.Locker, book *ledger.Ledger, steps []string) (*watch, error) {
+func (c *serveCmd) watch(s *service, front *front, bucket *locker.Locker, book *ledger.Ledger, steps []string) (*watch, error) {
 	if c.HealthEvery < time.Second {
 		return nil, fmt.Errorf("cannot look every %v whether all is there: want 1s or more", c.HealthEvery)
 	}
 	over := watched{store: s.store, bucket: bucket, queue: s.queue, docket: s.docket, fleet: s.fleet, gate: s.gate, ledger: book, backup: s.backup, agents: s.listener.Addr()}
-	w := &watch{monitor: health.New(s.log, over.checks(c.HealthEvery)...), log: s.log}
+	w := &watch{front: front, monitor: health.New(s.log, over.checks(c.HealthEvery)...), log: s.log}
 	w.metrics = metrics.New(version, steps, over.sources(w.monitor))
-	if c.HealthListen == "" {
-		return w, nil
-	}
-	var err error
-	w.listener, err = health.Listen(c.HealthListen)
-	return w, err
+	return w, nil
 }
 
 // begin watches until it is stopped, which is after the collector's parts have
 // ended: while they do, from ctx's end on, it is not ready.
 func (w *watch) begin(ctx context.Context) (stop func()) {
-	if w.listener == nil {
+	if w.front == nil {
 		return func() {}
 	}
 	outlives, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var both sync.WaitGroup
-	both.Go(func() { w.monitor.Run(outlives) })
-	both.Go(func() {
-		if err := health.Serve(outlives, w.listener, health.Handler(w.monitor, w.metrics.Handler(w.log)), w.log); err != nil {
-			w.log.Error("nobody can see the collector's health any more; its work goes on", "error", err)
-		}
-	})
+	var watching sync.WaitGroup
+	watching.Go(func() { w.monitor.Run(outlives) })
+	w.front.show(health.Handler(w.monitor, w.metrics.Handler(w.log)))
 	forget := context.AfterFunc(ctx, w.monitor.Stopping)
 	return func() {
 		forget()
 		cancel()
-		both.Wait()
+		watching.Wait()
+	}
+}
+
+// front answers who asks for the collector's health, from the beginning on: its
+// store may not be there for long, and that has to be seen.
+type front struct {
+	shows atomic.Pointer[http.Handler]
+	stop  func()
+}
+
+// front opens it; nil where nobody is to ask.
+func (c *serveCmd) front(log *slog.Logger) (*front, error) {
+	if c.HealthListen == "" {
+		return nil, nil
+	}
+	listener, err := health.Listen(c.HealthListen)
+	if err != nil {
+		return nil, err
+	}
+	f := &front{}
+	f.show(health.Handler(health.New(log, health.Check{Name: "store",
+		Before: "it is not open yet: a node that is one of several waits for the majority of them; see the log, and start the others"}), nil))
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := health.Serve(ctx, listener, f, log); err != nil {
+			log.Error("nobody can see the collector's health any more; its work goes on", "error", err)
+		}
+	})
+	f.stop = func() { cancel(); serving.Wait() }
+	return f, nil
+}
+
+func (f *front) show(h http.Handler) { f.shows.Store(&h) }
+
+// ServeHTTP answers as whoever knows most does.
+func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*f.shows.Load()).ServeHTTP(w, r) }
+
+func (f *front) close() {
+	if f != nil {
+		f.stop()
 	}
 }

@@ -12,6 +12,7 @@
 package health
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,9 @@ type Check struct {
 	Run   func(ctx context.Context) error
 	Every time.Duration // from the end of one run to the next; 0: 10 s
 	Limit time.Duration // 0: 5 s
+	// Before is what is said until the first run, where there is more to say
+	// than that it was not run yet.
+	Before string
 }
 
 // Final is the error of a check of something that will not come back in this
@@ -207,7 +211,7 @@ func (m *Monitor) Ready() Report {
 	defer m.mu.Unlock()
 	for _, c := range m.checks {
 		if c.state == unknown {
-			r.add(Failing{Check: c.Name, Error: "not checked yet: the collector has just begun", Since: m.started})
+			r.add(Failing{Check: c.Name, Error: cmp.Or(c.Before, "not checked yet: the collector has just begun"), Since: m.started})
 		}
 	}
 	if !m.stopping.IsZero() {

@@ -49,6 +49,10 @@ func TestNotReadyBeforeTheFirstAnswers(t *testing.T) {
 	if r := m.Healthy(); !r.OK {
 		t.Errorf("a collector that begins needs nobody: %+v", r)
 	}
+	m = New(slog.New(slog.DiscardHandler), Check{Name: "store", Before: "it waits for the others"})
+	if r := m.Ready(); len(r.Failing) != 1 || r.Failing[0].Error != "it waits for the others" {
+		t.Errorf("ready: %+v", r)
+	}
 }
 
 func TestACheckThatFailsAndRecovers(t *testing.T) {

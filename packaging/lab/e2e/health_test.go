@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quicklime-ir/quicklime/collector/desk"
 	"github.com/quicklime-ir/quicklime/packaging/lab/bucket"
 	"github.com/quicklime-ir/quicklime/packaging/lab/world"
 )
@@ -145,4 +146,67 @@ func TestTheBucketGoesAway(t *testing.T) {
 		`quicklime_store_alarm{alarm="full"}`:                         "0",
 		`quicklime_source_up{source="store"}`:                         "1",
 	})
+}
+
+// TestANodeWithoutTheOthers is alive and not ready, says for whom it waits, and
+// works as soon as they are there.
+func TestANodeWithoutTheOthers(t *testing.T) {
+	t.Parallel()
+	p := newProbe(t)
+	w := start(t, func(c *world.Config) { c.Nodes = 2 })
+	first, second := w.Node(0), w.Node(1)
+	if err := second.Join(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	awaitVoters(t, first, 2)
+	for _, n := range w.Nodes() {
+		if err := n.Stop(10 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Flags("--agent-wait", "1s", "--health-listen", p.addr, "--health-every", "1s")
+	if err := first.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	body := p.await("/readyz", http.StatusServiceUnavailable)
+	if !strings.Contains(body, "waits for the majority") {
+		t.Errorf("it says %s", body)
+	}
+	p.await("/healthz", http.StatusOK)
+	w.Flags("--agent-wait", "1s")
+	if err := second.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	p.await("/readyz", http.StatusOK)
+	if err := w.Find(world.Compromised(world.Victim)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, w, "its end", ended)
+}
+
+// awaitVoters waits until so many nodes vote.
+func awaitVoters(t *testing.T, n *world.Node, want int) {
+	t.Helper()
+	client, err := desk.Dial(n.Data())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	voters := 0
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		reply, err := client.Nodes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		voters = 0
+		for _, n := range reply.GetNodes() {
+			if n.GetVoter() {
+				voters++
+			}
+		}
+		if voters == want {
+			return
+		}
+	}
+	t.Fatalf("%d nodes vote, want %d", voters, want)
 }

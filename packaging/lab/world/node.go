@@ -268,9 +268,12 @@ func (w *World) RestartCollector(ctx context.Context, flags ...string) error {
 	if err := w.StopCollector(); err != nil {
 		return err
 	}
-	w.cfg.Collector = flags
+	w.Flags(flags...)
 	return w.StartCollector(ctx)
 }
+
+// Flags gives the nodes that are started from now on these flags.
+func (w *World) Flags(flags ...string) { w.cfg.Collector = flags }
 
 // KillCollector ends the collector as a power cut would.
 func (w *World) KillCollector() error { return w.nodes[0].Kill() }
