@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -19,11 +18,11 @@ const (
 	maxNodes     = 64               // that one round tries
 	lookupLimit  = 10 * time.Second // of one name
 	firstBackoff = time.Second
-	lastBackoff  = 5 * time.Minute
-	// busyBackoff is the longest where a node is there but sends agents away,
-	// which costs it next to nothing: with five minutes the last of many agents
-	// would be back long after the node had room for them.
-	busyBackoff = time.Minute
+	// lastBackoff is as long as a responder can be let wait for an agent whose
+	// collector was away; 10,000 agents that ask as seldom are 333 connects a
+	// second, which costs a node that sends them away next to nothing.
+	lastBackoff = time.Minute
+	longestAsk  = 5 * time.Minute // that a node may ask for
 	nextNode    = 2 * time.Second // the longest pause before another node is tried
 	steadyAfter = time.Minute     // a stream this old starts the backoff anew
 )
@@ -89,7 +88,6 @@ type search struct {
 	left []node        // of this round, to be tried still
 	wait time.Duration // the longest pause after this round
 	ask  time.Duration // the least one, as a node has asked for
-	busy bool          // a node of this round is there, and sends agents away
 	lost node          // that the session hung on last; it is tried last
 }
 
@@ -116,19 +114,14 @@ func (s *search) next() node {
 // gives the pause before the next, and whether the round is over.
 func (s *search) failed(n node, err error, lasted time.Duration) (pause time.Duration, over bool) {
 	s.ask = max(s.ask, asked(err))
-	s.busy = s.busy || errors.Is(err, errBusy) || status.Code(err) == codes.ResourceExhausted
 	if lasted >= steadyAfter || errors.Is(err, errUseless) {
 		*s = search{wait: firstBackoff, ask: asked(err), lost: n}
 	}
 	if len(s.left) > 0 {
 		return rand.N(nextNode), false
 	}
-	most := lastBackoff
-	if s.busy {
-		most = busyBackoff
-	}
-	pause = s.ask + rand.N(min(s.wait, most))
-	s.wait, s.ask, s.busy = min(2*s.wait, most), 0, false
+	pause = s.ask + rand.N(s.wait)
+	s.wait, s.ask = min(2*s.wait, lastBackoff), 0
 	return pause, true
 }
 
@@ -137,7 +130,7 @@ func (s *search) failed(n node, err error, lasted time.Duration) (pause time.Dur
 func asked(err error) time.Duration {
 	for _, d := range status.Convert(err).Details() {
 		if info, ok := d.(*errdetails.RetryInfo); ok {
-			return min(max(info.GetRetryDelay().AsDuration(), 0), lastBackoff)
+			return min(max(info.GetRetryDelay().AsDuration(), 0), longestAsk)
 		}
 	}
 	return 0

@@ -109,7 +109,7 @@ func TestWhatAStreamsEndMeansForTheSearch(t *testing.T) {
 		{"a node that serves no calls", fmt.Errorf("%w: why", errUseless), 40 * time.Second, 0, firstBackoff, 2 * firstBackoff},
 		{"a node that is too busy", busy(codes.ResourceExhausted, 30*time.Second), 0, 30 * time.Second, 38 * time.Second, 16 * time.Second},
 		{"a node that closes before a word", fmt.Errorf("%w: why", errBusy), 0, 0, 8 * time.Second, 16 * time.Second},
-		{"one that asks for a year", busy(codes.Unavailable, 365*24*time.Hour), 0, lastBackoff, lastBackoff + 8*time.Second, 16 * time.Second},
+		{"one that asks for a year", busy(codes.Unavailable, 365*24*time.Hour), 0, longestAsk, longestAsk + 8*time.Second, 16 * time.Second},
 		{"one that asks for less than nothing", busy(codes.Unavailable, -time.Hour), 0, 0, 8 * time.Second, 16 * time.Second},
 	}
 	for _, tt := range tests {
@@ -121,22 +121,6 @@ func TestWhatAStreamsEndMeansForTheSearch(t *testing.T) {
 				t.Errorf("pause %v, want %v to %v; then %v at most, want %v", pause, tt.least, tt.most, s.wait, tt.next)
 			}
 		})
-	}
-}
-
-// TestABusyNodeIsAskedAgainSooner than one that is away.
-func TestABusyNodeIsAskedAgainSooner(t *testing.T) {
-	s := search{wait: lastBackoff}
-	for range 20 {
-		s.begin([]node{{addr: "a"}, {addr: "b"}})
-		s.failed(s.next(), errBusy, 0)
-		if pause, _ := s.failed(s.next(), errDown, 0); pause >= busyBackoff || s.wait != busyBackoff {
-			t.Errorf("pause %v, then %v at most", pause, s.wait)
-		}
-	}
-	s.begin([]node{{addr: "a"}})
-	if s.failed(s.next(), errDown, 0); s.wait != 2*busyBackoff {
-		t.Errorf("once it is away: %v at most", s.wait)
 	}
 }
 

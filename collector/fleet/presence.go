@@ -144,7 +144,7 @@ func (f *Fleet) lost(ctx context.Context, i evidence.Instance, last *wire.Attach
 // the collector was away for long, and moving where one of several nodes is
 // lost, be it that it only hangs.
 const (
-	comeback = 6 * time.Minute
+	comeback = 3 * time.Minute
 	moving   = 90 * time.Second
 )
 
