@@ -80,7 +80,7 @@ func open(ctx context.Context, cfg Config, quota int64) (*Store, error) {
 	}
 	var err error
 	if s.lock, err = lockFolder(cfg.Dir); err != nil {
-		return nil, err
+		return nil, s.fault.ofDisk(err)
 	}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot open store in %s: %w", cfg.Dir, err), s.Close())

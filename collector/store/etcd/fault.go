@@ -59,8 +59,18 @@ func reason(message string, fields []zapcore.Field) error {
 	return errors.New(message)
 }
 
-// explain says what to do about an error of the folder.
+// explain says what to do about an error of the folder. One that is not the
+// disk's is the member's.
 func (f *fault) explain(err error) error {
+	if known := f.ofDisk(err); known != err {
+		return known
+	}
+	return f.damaged(err)
+}
+
+// ofDisk says what to do about an error of the disk, and gives others as they
+// are.
+func (f *fault) ofDisk(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("the disk of %s is full: make room on it and start the collector again: %w", f.dir, err)
@@ -69,7 +79,7 @@ func (f *fault) explain(err error) error {
 	case errors.Is(err, syscall.EIO):
 		return fmt.Errorf("the disk of %s fails: look at it and start the collector again: %w", f.dir, err)
 	}
-	return f.damaged(err)
+	return err
 }
 
 // errNotReady says that a member did not answer in startPatience.

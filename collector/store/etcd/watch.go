@@ -56,23 +56,34 @@ func (s *Store) watch(ctx context.Context, prefix string, see func(all bool, ent
 		return err
 	}
 	see(true, entries)
-	for changes := range s.client.Watch(ctx, keyspace+prefix, clientv3.WithPrefix(), clientv3.WithRev(from)) {
-		if err := changes.Err(); err != nil {
-			return explain(err)
-		}
-		entries = entries[:0:0]
-		for _, e := range changes.Events {
-			entry := entryOf(e.Kv)
-			if e.Type == mvccpb.DELETE {
-				entry.Revision = 0
+	watched := s.client.Watch(ctx, keyspace+prefix, clientv3.WithPrefix(), clientv3.WithRev(from))
+	for {
+		select {
+		case <-ctx.Done(): // a member that is stuck would never close the channel
+			return context.Cause(ctx)
+		case changes, ok := <-watched:
+			if !ok {
+				return errors.New("the member ended it")
 			}
-			entries = append(entries, entry)
-		}
-		if len(entries) > 0 {
-			see(false, entries)
+			if err := changes.Err(); err != nil {
+				return explain(err)
+			}
+			if entries := entriesOf(changes.Events); len(entries) > 0 {
+				see(false, entries)
+			}
 		}
 	}
-	return errors.New("the member ended it")
+}
+
+func entriesOf(events []*clientv3.Event) (out []store.Entry) {
+	for _, e := range events {
+		entry := entryOf(e.Kv)
+		if e.Type == mvccpb.DELETE {
+			entry.Revision = 0
+		}
+		out = append(out, entry)
+	}
+	return out
 }
 
 func entryOf(kv *mvccpb.KeyValue) store.Entry {
