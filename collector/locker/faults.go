@@ -33,10 +33,10 @@ func noObject(err error) error {
 	return err
 }
 
-// passing reports whether a failed write may succeed when it is done again:
-// another write was under way, S3 had a fault, no answer came, or what was
-// done is not seen yet.
-func passing(err error) bool {
+// Passing reports whether what failed may succeed when it is done again: another
+// write was under way, S3 had a fault, no answer came, or what was done is not
+// seen yet (ErrNoObject).
+func Passing(err error) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}

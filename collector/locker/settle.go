@@ -139,7 +139,7 @@ func (l *Locker) settle(ctx context.Context, want Object, write func() (answer, 
 		case failed == nil:
 			failed = fmt.Errorf("S3 said that it was done, but: %w", err)
 		}
-		if try == tries || !passing(failed) {
+		if try == tries || !Passing(failed) {
 			return Object{}, failed
 		}
 		l.log.Warn("write failed, it will be tried again", "key", want.Key, "try", try, "error", failed)

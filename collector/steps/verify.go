@@ -9,6 +9,7 @@ import (
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/cloud"
+	"github.com/quicklime-ir/quicklime/collector/locker"
 	"github.com/quicklime-ir/quicklime/collector/playbook"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
@@ -33,6 +34,9 @@ func (s *Story) verify(ctx context.Context, run *playbook.Run) error {
 		return playbook.Again{Err: contained}
 	}
 	stored := s.checkObjects(ctx, c)
+	if errors.As(stored, new(playbook.Again)) {
+		return stored
+	}
 	imaged := s.awaitImage(ctx, run, c, ec2)
 	if stopping(ctx) {
 		return context.Cause(ctx)
@@ -67,7 +71,8 @@ func (s *Story) checkInterfaces(ctx context.Context, run *playbook.Run, c casefi
 	return isolated(ctx, ec2, now)
 }
 
-// checkObjects holds what S3 says of each object against the ledger.
+// checkObjects holds what S3 says of each object against the ledger. That S3 is
+// away says nothing of them.
 func (s *Story) checkObjects(ctx context.Context, c casefile.Case) error {
 	items, err := s.Ledger.Items(ctx, c.ID)
 	if err != nil {
@@ -80,6 +85,8 @@ func (s *Story) checkObjects(ctx context.Context, c casefile.Case) error {
 		}
 		object, err := s.Locker.Head(ctx, item.Key)
 		switch {
+		case err != nil && locker.Passing(err) && !errors.Is(err, locker.ErrNoObject):
+			return playbook.Again{Err: err}
 		case err != nil:
 			errs = append(errs, err)
 		case object.Size != item.Size || object.SHA256 != evidence.Composite(item.Parts):

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
@@ -167,6 +168,14 @@ func firstTries(n int) func(*http.Request) bool {
 	}
 }
 
+// laterLooks matches what asks after an object, but the first time.
+func laterLooks(infix string) func(*http.Request) bool {
+	var looks atomic.Int32
+	return func(r *http.Request) bool {
+		return r.Method == http.MethodHead && strings.Contains(r.URL.Path, infix) && looks.Add(1) > 1
+	}
+}
+
 // TestTheWayToS3: what happens to parts on their way is mended, and none but
 // the granted bytes become evidence.
 func TestTheWayToS3(t *testing.T) {
@@ -180,6 +189,7 @@ func TestTheWayToS3(t *testing.T) {
 		{"a byte is changed on the way", bucket.Fault{Kind: bucket.FlipByte, Match: bucket.PartUploadOf("/memory/"), Times: 1}, 0},
 		{"connections are cut", bucket.Fault{Kind: bucket.Reset, Match: bucket.PartUpload, Times: 4}, 0},
 		{"answers are lost", bucket.Fault{Kind: bucket.LostReply, Match: firstTries(1), Times: 4}, 4},
+		{"nobody can look at the image, once it is stored", bucket.Fault{Kind: bucket.SlowDown, Match: laterLooks("/memory/memory.lime"), Times: 9}, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
