@@ -31,15 +31,11 @@ import (
 // Times and sizes.
 const (
 	settleLimit = 15 * time.Minute // for all cases to end once there is peace
-	stillLimit  = 6 * time.Minute  // for a write into the bucket; an agent may be away for five
+	stillLimit  = 6 * time.Minute  // for a write into the bucket
 	maxOpen     = 16               // cases at a time, so that the machine's speed is not what is tested
 	hostMemory  = 20 << 20         // bytes; three parts
 	hostEvery   = 3 * time.Second  // a new instance is found so often, about
 )
-
-// patient has cases wait for agents as long as it takes: collectors that die
-// each few seconds make their agents slow to come back.
-var patient = []string{"--agent-wait", "10m", "--stall", "5m"}
 
 // Options say how to torment.
 type Options struct {
@@ -97,7 +93,7 @@ func Run(ctx context.Context, o Options) (v Verdict, err error) {
 	c := &chaos{o: o, life: ctx, began: time.Now(), observer: observer{sealed: map[string]bool{}}}
 	hosts := max(4, int(o.Duration/hostEvery))
 	cfg := world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Hosts: hosts, Nodes: o.Nodes,
-		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20, Collector: patient}
+		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20}
 	if o.Nodes > 1 {
 		if c.wires, err = wires.Lay(ctx, o.Nodes); err != nil {
 			return v, err
