@@ -13,6 +13,7 @@
 package playbook
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,10 +41,21 @@ const (
 type Step struct {
 	Name  string
 	Limit time.Duration // it is given up after this time, tries and waits included
+	Retry Retry
 	// Do acts. It may have run before, wholly or in part. A nil error is
 	// done; Partial and Again say what they say; what the store could not do
 	// now is tried again, too; any other error is final.
 	Do func(ctx context.Context, run *Run) error
+}
+
+// Retry is how long a step waits until it is tried again: First, then twice as
+// long each time, Most at most, and half of it at random. What is not tried
+// again is the step's own to say, by its error.
+type Retry struct{ First, Most time.Duration }
+
+// orDefault is 1 s to 30 s where nothing is said.
+func (r Retry) orDefault() Retry {
+	return Retry{First: cmp.Or(r.First, firstBackoff), Most: cmp.Or(r.Most, max(r.First, lastBackoff))}
 }
 
 // Docket is where cases and their events are kept, for all nodes.
@@ -249,7 +261,8 @@ func (r *Runner) take(ctx context.Context, step Step, deadline time.Time, run *R
 	left := max(time.Until(deadline), min(step.Limit, leastTime))
 	ctx, cancel := context.WithTimeoutCause(ctx, left, fmt.Errorf("step %s passed its limit of %v", step.Name, step.Limit))
 	defer cancel()
-	backoff := firstBackoff
+	retry := step.Retry.orDefault()
+	backoff := retry.First
 	for {
 		err := do(ctx, step, run)
 		if !errors.As(err, new(Again)) && !errors.Is(err, store.ErrUnavailable) {
@@ -261,7 +274,7 @@ func (r *Runner) take(ctx context.Context, step Step, deadline time.Time, run *R
 			return errors.Join(context.Cause(ctx), err)
 		case <-time.After(backoff/2 + rand.N(backoff/2)):
 		}
-		backoff = min(2*backoff, lastBackoff)
+		backoff = min(2*backoff, retry.Most)
 	}
 }
 

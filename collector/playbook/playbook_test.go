@@ -162,6 +162,40 @@ func TestAStepThatAsksIsTriedAgain(t *testing.T) {
 	})
 }
 
+// TestEachStepHasItsPatience: the pauses between its tries double, half of each
+// at random, up to what the step says.
+func TestEachStepHasItsPatience(t *testing.T) {
+	for name, tt := range map[string]struct {
+		retry Retry
+		most  []time.Duration
+	}{
+		"as all have it":      {Retry{}, []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second}},
+		"each second counts":  {Retry{500 * time.Millisecond, 2 * time.Second}, []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 2 * time.Second}},
+		"it begins late":      {Retry{First: time.Minute}, []time.Duration{time.Minute, time.Minute}},
+		"nobody waits for it": {Retry{Most: 5 * time.Minute}, []time.Duration{time.Second, 2 * time.Second, 4 * time.Second}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newShelf(t, "contain")
+				var at []time.Time
+				one := step("contain", func(context.Context, *Run) error {
+					if at = append(at, time.Now()); len(at) > len(tt.most) {
+						return nil
+					}
+					return Again{errors.New("Throttling")}
+				})
+				one.Retry, one.Limit = tt.retry, time.Hour
+				runUntilEnded(t, s, one)
+				for i, most := range tt.most {
+					if pause := at[i+1].Sub(at[i]); pause < most/2 || pause >= most {
+						t.Errorf("pause %d is %v, want %v to %v", i, pause, most/2, most)
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestAStepWaitsForTheStore, whatever it made of the store's error.
 func TestAStepWaitsForTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -84,15 +84,18 @@ type Story struct {
 // Steps gives the chapters of a case that acts.
 func (s *Story) Steps() []playbook.Step {
 	const api = 10 * time.Minute // for calls that throttle, or miss what was just made
+	// Each second counts until a host is protected, captured and contained.
+	// CreateImage, and what is asked of an AMI, have small buckets in EC2.
+	soon := playbook.Retry{First: 500 * time.Millisecond, Most: 5 * time.Second}
 	return []playbook.Step{
 		{Name: Notify, Limit: notifyLimit, Do: s.notify},
-		{Name: Protect, Limit: time.Minute, Do: s.protect},
-		{Name: Volatile, Limit: s.Limits.Volatile, Do: s.capture(evidence.Volatile)},
-		{Name: Symbols, Limit: s.Limits.Symbols, Do: s.capture(evidence.Symbols)},
-		{Name: Memory, Limit: s.Limits.Memory, Do: s.capture(evidence.Memory)},
-		{Name: Live, Limit: s.Limits.Live, Do: s.capture(evidence.Live)},
+		{Name: Protect, Limit: time.Minute, Retry: soon, Do: s.protect},
+		{Name: Volatile, Limit: s.Limits.Volatile, Retry: soon, Do: s.capture(evidence.Volatile)},
+		{Name: Symbols, Limit: s.Limits.Symbols, Retry: soon, Do: s.capture(evidence.Symbols)},
+		{Name: Memory, Limit: s.Limits.Memory, Retry: soon, Do: s.capture(evidence.Memory)},
+		{Name: Live, Limit: s.Limits.Live, Retry: soon, Do: s.capture(evidence.Live)},
 		{Name: Image, Limit: api, Do: s.image},
-		{Name: Contain, Limit: api, Do: s.contain},
+		{Name: Contain, Limit: api, Retry: soon, Do: s.contain},
 		{Name: Verify, Limit: s.Limits.Image + api, Do: s.verify},
 		{Name: Seal, Limit: api, Do: s.seal},
 		{Name: Report, Limit: api, Do: s.report},
@@ -107,7 +110,8 @@ const notifyLimit = 15 * time.Second
 // Record gives the one chapter of a case that acts on nothing. Nobody waits for
 // it, and nothing else tells of the case, so it has a day.
 func (s *Story) Record() []playbook.Step {
-	return []playbook.Step{{Name: Announce, Limit: 24 * time.Hour, Do: func(ctx context.Context, run *playbook.Run) error {
+	patient := playbook.Retry{First: time.Second, Most: 5 * time.Minute}
+	return []playbook.Step{{Name: Announce, Limit: 24 * time.Hour, Retry: patient, Do: func(ctx context.Context, run *playbook.Run) error {
 		if err := s.notify(ctx, run); err != nil {
 			return playbook.Again{Err: err}
 		}
