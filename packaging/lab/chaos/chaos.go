@@ -37,6 +37,11 @@ const (
 	hostEvery   = 3 * time.Second  // a new instance is found so often, about
 )
 
+// patient has cases wait for agents as long as it takes: what a collector gives
+// up by its own limits, under nodes that die each few seconds and clocks that
+// jump by minutes, is not lost by a fault.
+var patient = []string{"--agent-wait", "10m", "--stall", "5m"}
+
 // Options say how to torment.
 type Options struct {
 	Binaries world.Binaries
@@ -93,7 +98,7 @@ func Run(ctx context.Context, o Options) (v Verdict, err error) {
 	c := &chaos{o: o, life: ctx, began: time.Now(), observer: observer{sealed: map[string]bool{}}}
 	hosts := max(4, int(o.Duration/hostEvery))
 	cfg := world.Config{Dir: dir, Binaries: o.Binaries, Log: logs, Hosts: hosts, Nodes: o.Nodes,
-		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20}
+		ImagePending: 500 * time.Millisecond, MissReads: 1, MaxReceives: 20, Collector: patient}
 	if o.Nodes > 1 {
 		if c.wires, err = wires.Lay(ctx, o.Nodes); err != nil {
 			return v, err
