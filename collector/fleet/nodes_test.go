@@ -178,27 +178,27 @@ func TestAnAgentSpeaksWhileItIsAnnounced(t *testing.T) {
 	}
 }
 
-// TestAnAgentMayTakeAWhileToComeBack where its node died, and where it left by
-// itself it may not.
+// TestAnAgentMayTakeAWhileToComeBack where its node died, or where it left not
+// long ago.
 func TestAnAgentMayTakeAWhileToComeBack(t *testing.T) {
 	first, i := newHouse(t), memory(victim).Instance
-	if d := first.Comeback(t.Context(), i); d != 0 {
+	if d := first.Comeback(t.Context(), i, time.Hour); d != 0 {
 		t.Errorf("one that nobody has seen has %v", d)
 	}
 	if _, err := first.attach(t, victim, hello()); err != nil {
 		t.Fatal(err)
 	}
-	if d := first.Comeback(t.Context(), i); d != 0 {
+	if d := first.Comeback(t.Context(), i, time.Hour); d != 0 {
 		t.Errorf("one that is here has %v", d)
 	}
 	second := first.next(t)
 	first.stop()
 	first.state.Expire() // the first node is dead
-	if d := second.Comeback(t.Context(), i); d < comeback-time.Minute || d > comeback {
+	if d := second.Comeback(t.Context(), i, time.Hour); d < comeback-time.Minute || d > comeback {
 		t.Errorf("one whose node died just now has %v", d)
 	}
 	second.began = time.Now().Add(-comeback)
-	if d := second.Comeback(t.Context(), i); d != moving {
+	if d := second.Comeback(t.Context(), i, time.Hour); d != moving {
 		t.Errorf("one whose node was lost while this one was here has %v", d)
 	}
 	c := memory(victim)
@@ -208,8 +208,23 @@ func TestAnAgentMayTakeAWhileToComeBack(t *testing.T) {
 	if _, err := result(); !errors.Is(err, ErrAbsent) {
 		t.Errorf("error %v", err)
 	}
-	if d := second.Comeback(t.Context(), i); d != 0 {
+	if d := second.Comeback(t.Context(), i, time.Nanosecond); d != 0 {
 		t.Errorf("one that was waited for has %v", d)
+	}
+	a, err := second.attach(t, victim, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.CloseSend()
+	var d time.Duration
+	for late := time.Now().Add(5 * time.Second); d == 0 && time.Now().Before(late); time.Sleep(time.Millisecond) {
+		d = second.Comeback(t.Context(), i, time.Hour)
+	}
+	if d < 59*time.Minute || d > time.Hour {
+		t.Errorf("one that left just now has %v of an hour", d)
+	}
+	if d := second.Comeback(t.Context(), i, time.Nanosecond); d != 0 {
+		t.Errorf("one that left longer ago than one may be away has %v", d)
 	}
 }
 

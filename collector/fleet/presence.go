@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quicklime-ir/quicklime/collector/store"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
@@ -149,22 +148,30 @@ const (
 )
 
 // Comeback is how long an instance's agent may still take to be back that was
-// here when its node was lost. It is 0 for one that is here, that left by
-// itself, that was given up before, or that was never seen.
-func (f *Fleet) Comeback(ctx context.Context, i evidence.Instance) time.Duration {
+// here when its node was lost, or that left less than away ago, as it may be
+// between two nodes. It is 0 for one that is here, that left before, that was
+// given up, or that was never seen.
+func (f *Fleet) Comeback(ctx context.Context, i evidence.Instance, away time.Duration) time.Duration {
 	last, _, err := f.lastSeen(ctx, agentOfInstance(i).key())
-	if err != nil || last == nil || !f.lost(ctx, i, last) {
+	switch {
+	case err != nil:
+		return moving // nothing is known of it
+	case last == nil:
 		return 0
+	case last.GetLeft() != nil && !f.isHere(i):
+		return min(max(away-time.Since(last.GetLeft().AsTime()), 0), away) // clocks may differ
+	case f.lost(ctx, i, last):
+		return max(moving, comeback-time.Since(f.began))
 	}
-	return max(moving, comeback-time.Since(f.began))
+	return 0
 }
 
 // gone writes down that an agent did not come back, so that it is waited for
-// once.
+// once: it left when it was last heard of.
 func (f *Fleet) gone(ctx context.Context, i evidence.Instance) {
 	last, revision, err := f.lastSeen(ctx, agentOfInstance(i).key())
 	if err == nil && last != nil && f.lost(ctx, i, last) {
-		last.Left = timestamppb.Now()
+		last.Left = last.GetLastSeen()
 		_, err = f.putAgent(ctx, last, agentOfInstance(i), revision)
 	}
 	if err != nil && !errors.Is(err, store.ErrConflict) {

@@ -37,7 +37,7 @@ func (s *Story) capture(kind evidence.Kind) func(context.Context, *playbook.Run)
 		result, err := s.Fleet.Capture(ctx, fleet.Capture{
 			ID: id, Case: c.ID, Instance: c.Instance, Kind: kind, Definitions: s.Definitions, ProcessMemory: sum.ProcessMemory,
 			MemorySource: s.MemorySource, Compression: s.Compression, Limits: s.MemoryLimits, Asked: asked(c, id),
-			Absent: max(leastWait, s.Limits.Agent-time.Since(c.Opened), s.Fleet.Comeback(ctx, c.Instance)),
+			Absent: max(leastWait, s.Limits.Agent-time.Since(c.Opened), s.Fleet.Comeback(ctx, c.Instance, s.Limits.Agent)),
 			Away:   s.Limits.Agent, Stall: s.Limits.Stall,
 		})
 		if stopping(ctx) {
