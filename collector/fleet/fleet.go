@@ -307,9 +307,13 @@ func orderOf(c Capture) *wire.Order {
 	return o
 }
 
+// leastLimit is what an agent gets in any case: this node's clock may be ahead
+// of that of the node which runs the case, and which ends it in time.
+const leastLimit = time.Minute
+
 // message is the order as it is sent now.
 func (c *capture) message() *wire.CollectorMessage {
 	o := proto.CloneOf(c.order)
-	o.TimeLimit = durationpb.New(max(time.Until(c.deadline), time.Second))
+	o.TimeLimit = durationpb.New(max(time.Until(c.deadline), leastLimit))
 	return &wire.CollectorMessage{Body: &wire.CollectorMessage_Order{Order: o}}
 }

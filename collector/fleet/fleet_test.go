@@ -383,6 +383,16 @@ func ordered(t *testing.T, f *Fleet, c Capture) *capture {
 	return run
 }
 
+// TestAnOrderLeavesTimeWhateverTheClockSays, as nodes' clocks may differ.
+func TestAnOrderLeavesTimeWhateverTheClockSays(t *testing.T) {
+	for left, want := range map[time.Duration]time.Duration{-time.Hour: leastLimit, time.Second: leastLimit, time.Hour: time.Hour} {
+		c := &capture{order: &wire.Order{}, deadline: time.Now().Add(left)}
+		if got := c.message().GetOrder().GetTimeLimit().AsDuration(); got > want || got < want-time.Second {
+			t.Errorf("%v before its deadline an order has %v, want %v", left, got, want)
+		}
+	}
+}
+
 func attachedHere(id identity.AgentID) *attached {
 	return &attached{id: id, hello: hello(), out: make(chan *wire.CollectorMessage, outbox), cancel: func(error) {}, progress: map[string]*wire.Progress{}}
 }
