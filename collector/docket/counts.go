@@ -1,11 +1,6 @@
 package docket
 
-import (
-	"context"
-	"slices"
-
-	"github.com/quicklime-ir/quicklime/collector/store"
-)
+import "context"
 
 // Counts counts the cases whose steps are not all taken: those that a node
 // runs, and those that wait for one. The others are not counted, as that would
@@ -28,7 +23,6 @@ func (d *Docket) Counts(ctx context.Context) (map[string]int, error) {
 
 // Unsent counts the journal entries that the bucket may not have yet.
 func (d *Docket) Unsent(ctx context.Context) (int, error) {
-	entries, err := d.cfg.Store.List(ctx, outbox)
-	entries = slices.DeleteFunc(entries, func(e store.Entry) bool { return d.sent.has(e.Key) })
+	entries, err := d.unsentOf(ctx, outbox)
 	return len(entries), err
 }

@@ -42,13 +42,13 @@ func (d *Docket) send(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, journalLimit)
 	defer cancel()
 	defer d.sending.Lock(id)()
-	d.put(ctx, id, d.unsentOf(ctx, outboxOf(id)))
+	d.put(ctx, id, d.toSend(ctx, outboxOf(id)))
 }
 
 // sendAll does so for all cases but those of which that is being done.
 func (d *Docket) sendAll(ctx context.Context) {
 	cases := map[string][]store.Entry{}
-	for _, e := range d.unsentOf(ctx, outbox) {
+	for _, e := range d.toSend(ctx, outbox) {
 		id, _, _ := strings.Cut(strings.TrimPrefix(e.Key, outbox), "/")
 		cases[id] = append(cases[id], e)
 	}
@@ -62,13 +62,20 @@ func (d *Docket) sendAll(ctx context.Context) {
 	}
 }
 
-// unsentOf gives the entries under a prefix that this node has not sent.
-func (d *Docket) unsentOf(ctx context.Context, prefix string) []store.Entry {
-	entries, err := d.cfg.Store.List(ctx, prefix)
+// toSend gives the entries under a prefix that are to be sent, none where they
+// cannot be read.
+func (d *Docket) toSend(ctx context.Context, prefix string) []store.Entry {
+	entries, err := d.unsentOf(ctx, prefix)
 	if err != nil && ctx.Err() == nil {
 		d.cfg.Log.Error("cannot read journal entries, they follow later", "outbox", prefix, "error", err)
 	}
-	return slices.DeleteFunc(entries, func(e store.Entry) bool { return d.sent.has(e.Key) })
+	return entries
+}
+
+// unsentOf gives the entries under a prefix that this node has not sent.
+func (d *Docket) unsentOf(ctx context.Context, prefix string) ([]store.Entry, error) {
+	entries, err := d.cfg.Store.List(ctx, prefix)
+	return slices.DeleteFunc(entries, func(e store.Entry) bool { return d.sent.has(e.Key) }), err
 }
 
 // put puts a case's entries into the bucket, until one cannot be.

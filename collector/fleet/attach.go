@@ -121,7 +121,7 @@ func (f *Fleet) enter(a *attached) {
 	}
 	f.agents[key] = a
 	delete(f.left, key)
-	f.nudge()
+	nudge(f.untold)
 	f.log.Info("agent attached", "agent", a.id.String(), "version", a.hello.GetAgentVersion(), "kernel", a.hello.GetKernelRelease(), "clock_ahead", a.ahead)
 	for _, c := range f.captures {
 		if c.agent == key {
@@ -140,7 +140,7 @@ func (f *Fleet) leave(a *attached) {
 	a.ended = time.Now()
 	if a.told != 0 { // else nobody knows that it was here
 		f.left[keyOf(a.id)] = a
-		f.nudge()
+		nudge(f.untold)
 	}
 	f.log.Warn("agent left", "agent", a.id.String())
 }

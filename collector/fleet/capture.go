@@ -172,9 +172,12 @@ func (c *capture) advance(p *wire.Progress) {
 }
 
 // wake tells who waits for the capture that it changed.
-func (c *capture) wake() {
+func (c *capture) wake() { nudge(c.changed) }
+
+// nudge leaves a token where there is none.
+func nudge(tokens chan struct{}) {
 	select {
-	case c.changed <- struct{}{}:
+	case tokens <- struct{}{}:
 	default:
 	}
 }

@@ -211,7 +211,7 @@ func (f *Fleet) told(batch []*news, revision int64) {
 		n.of.told, n.of.alert = revision, n.doc.GetUnable()
 		if f.agents[n.key] == nil {
 			f.left[n.key] = n.of
-			f.nudge()
+			nudge(f.untold)
 		}
 	}
 }
@@ -228,7 +228,7 @@ func (f *Fleet) outrun(ctx context.Context, n *news) error {
 	defer f.mu.Unlock()
 	delete(f.traces, n.key)
 	if !n.left {
-		f.nudge()
+		nudge(f.untold)
 		return nil
 	}
 	if f.left[n.key] != n.of {
@@ -239,16 +239,8 @@ func (f *Fleet) outrun(ctx context.Context, n *news) error {
 		return nil
 	}
 	n.of.told, f.traces[n.key] = revision, trace{revision: revision, fine: last.GetUnable() || wire.Capturable(last.GetHello())}
-	f.nudge()
+	nudge(f.untold)
 	return nil
-}
-
-// nudge has tellAgents look.
-func (f *Fleet) nudge() {
-	select {
-	case f.untold <- struct{}{}:
-	default:
-	}
 }
 
 // forgetOld drops what is known of agents that left long ago, and here of all
