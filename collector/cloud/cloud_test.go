@@ -210,7 +210,7 @@ func TestAwaitImage(t *testing.T) {
 	story(t, "never shown", func(t *testing.T) {
 		f, start := newFake(), time.Now()
 		_, err := f.ec2(t).AwaitImage(t.Context(), "ami-9", nil)
-		if !Final(err) || time.Since(start) < imageAppears || time.Since(start) > imageAppears+imageMost {
+		if !Final(err, "InvalidAMIID.NotFound") || time.Since(start) < imageAppears || time.Since(start) > imageAppears+imageMost {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	})
@@ -346,7 +346,7 @@ func TestIsolateFaults(t *testing.T) {
 		fault             error
 		final             bool
 	}{
-		{"interface gone", "eni-x", "sg-made-1", nil, true},
+		{"interface gone", "eni-x", "sg-made-1", nil, false},
 		{"group gone", "eni-a", "sg-x", nil, false},
 		{"not allowed", "eni-a", "sg-made-1", code("UnauthorizedOperation"), true},
 		{"throttled", "eni-a", "sg-made-1", code("RequestLimitExceeded"), false},
@@ -385,7 +385,7 @@ func TestTag(t *testing.T) {
 	story(t, "an instance that is gone", func(t *testing.T) {
 		f := newFake()
 		f.faults["CreateTags"] = []fault{{err: code("InvalidInstanceID.NotFound")}}
-		if err := f.ec2(t).Tag(t.Context(), []string{host}, caseTags); !Final(err) || f.calls["CreateTags"] != 1 {
+		if err := f.ec2(t).Tag(t.Context(), []string{host}, caseTags); !Final(err, "InvalidInstanceID.NotFound") || f.calls["CreateTags"] != 1 {
 			t.Errorf("%v", err)
 		}
 	})
@@ -426,21 +426,24 @@ func TestPreviousGroupsFitsATag(t *testing.T) {
 func TestFinal(t *testing.T) {
 	throttle, refused := code("RequestLimitExceeded"), code("UnauthorizedOperation")
 	for _, c := range []struct {
-		name string
-		err  error
-		want bool
+		name  string
+		err   error
+		codes []string
+		want  bool
 	}{
-		{"none", nil, false},
-		{"refused", fmt.Errorf("cannot x: %w", refused), true},
-		{"throttled", fmt.Errorf("cannot x: %w", throttle), false},
-		{"unknown code", code("SomethingNew"), false},
-		{"cut", errCut, false},
-		{"stopped", context.Canceled, false},
-		{"both final", errors.Join(refused, ErrNoInstance), true},
-		{"one worth a retry", errors.Join(refused, throttle), false},
-		{"wrapped sentinel", fmt.Errorf("x: %w: y", ErrImageFailed), true},
+		{"none", nil, nil, false},
+		{"refused", fmt.Errorf("cannot x: %w", refused), nil, true},
+		{"throttled", fmt.Errorf("cannot x: %w", throttle), nil, false},
+		{"unknown code", code("SomethingNew"), nil, false},
+		{"the asker's own code", fmt.Errorf("cannot x: %w", code("SnapshotLimitExceeded")), []string{"SnapshotLimitExceeded"}, true},
+		{"another asker's code", code("SnapshotLimitExceeded"), []string{"TagLimitExceeded"}, false},
+		{"cut", errCut, nil, false},
+		{"stopped", context.Canceled, nil, false},
+		{"both final", errors.Join(refused, ErrNoInstance), nil, true},
+		{"one worth a retry", errors.Join(refused, throttle), nil, false},
+		{"wrapped sentinel", fmt.Errorf("x: %w: y", ErrImageFailed), nil, true},
 	} {
-		if got := Final(c.err); got != c.want {
+		if got := Final(c.err, c.codes...); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
 		}
 	}

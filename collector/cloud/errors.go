@@ -17,46 +17,36 @@ var (
 	errMissing      = errors.New("not visible in EC2 so soon") // what was just made; eventual consistency
 )
 
-// Final reports whether no retry will mend err: EC2 refuses for good, or what
-// was asked about is not there. Several errors together are final when each is.
-// Source: EC2 API reference, "Error codes for the Amazon EC2 API".
-func Final(err error) bool {
+// Final reports whether no retry will mend err: EC2 does not allow or understand
+// what was asked, or answers with one of codes, which its asker would wait for
+// in vain. Several errors together are final when each is.
+// Source: Amazon EC2 API Reference, "Error codes for the Amazon EC2 API".
+func Final(err error, codes ...string) bool {
 	switch e := err.(type) {
 	case nil:
 		return false
 	case smithy.APIError:
-		return finalCode(e.ErrorCode())
+		return slices.Contains(refusals, e.ErrorCode()) || slices.Contains(codes, e.ErrorCode())
 	case interface{ Unwrap() []error }:
-		return !slices.ContainsFunc(e.Unwrap(), func(err error) bool { return !Final(err) })
+		return !slices.ContainsFunc(e.Unwrap(), func(err error) bool { return !Final(err, codes...) })
 	case interface{ Unwrap() error }:
-		return Final(e.Unwrap())
+		return Final(e.Unwrap(), codes...)
 	default:
 		return err == ErrNoInstance || err == ErrImageFailed || err == ErrForeignImage || err == errUnusable
 	}
 }
 
-func finalCode(code string) bool {
-	switch code {
+// refusals are the codes that end any call, whoever asks.
+var refusals = []string{
 	// not allowed
-	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "AuthFailure", "Blocked", "OptInRequired",
-		"OperationNotPermitted", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch",
-		"IncompleteSignature", "MissingAuthenticationToken":
-		return true
-	// not there
-	case "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed", "InvalidAMIID.NotFound", "InvalidAMIID.Malformed",
-		"InvalidAMIID.Unavailable", "InvalidVpcID.NotFound", "InvalidVpcID.Malformed", "InvalidNetworkInterfaceID.NotFound",
-		"InvalidNetworkInterfaceId.Malformed", "InvalidGroupId.Malformed":
-		return true
+	"UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "AuthFailure", "Blocked", "OptInRequired",
+	"OperationNotPermitted", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch",
+	"IncompleteSignature", "MissingAuthenticationToken",
 	// not understood
-	case "InvalidParameter", "InvalidParameterValue", "InvalidParameterCombination", "MissingParameter", "UnknownParameter",
-		"InvalidAction", "InvalidRequest", "InvalidAMIName.Malformed", "ValidationError", "MalformedQueryString",
-		"Unsupported", "UnsupportedOperation":
-		return true
-	// no more room, until somebody makes some
-	case "SecurityGroupLimitExceeded", "SecurityGroupsPerInterfaceLimitExceeded", "SnapshotLimitExceeded", "TagLimitExceeded":
-		return true
-	}
-	return false
+	"InvalidParameter", "InvalidParameterValue", "InvalidParameterCombination", "MissingParameter", "UnknownParameter",
+	"InvalidAction", "InvalidRequest", "ValidationError", "MalformedQueryString", "Unsupported", "UnsupportedOperation",
+	"InvalidInstanceID.Malformed", "InvalidAMIID.Malformed", "InvalidAMIName.Malformed", "InvalidVpcID.Malformed",
+	"InvalidNetworkInterfaceId.Malformed", "InvalidGroupId.Malformed",
 }
 
 // hasCode reports whether EC2 answered with one of codes.

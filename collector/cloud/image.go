@@ -122,7 +122,7 @@ func (e *EC2) AwaitImage(ctx context.Context, id string, progress func(Image)) (
 				return found, nil
 			}
 		case (hasCode(err, "InvalidAMIID.NotFound") || err == errMissing) && time.Now().Before(appears):
-		case Final(err) || err == errMissing || ctx.Err() != nil:
+		case Final(err, "InvalidAMIID.NotFound", "InvalidAMIID.Unavailable") || err == errMissing || ctx.Err() != nil:
 			return Image{}, fmt.Errorf("cannot await image %s: %w", id, err)
 		default:
 			e.log.Warn("cannot look at image; looking again", "image", id, "error", err)

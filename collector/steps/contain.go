@@ -22,7 +22,7 @@ func (s *Story) contain(ctx context.Context, run *playbook.Run) error {
 	}
 	interfaces, err := ec2.Groups(ctx, c.Instance.ID)
 	if err != nil {
-		return retry(err)
+		return retry(Contain, err)
 	}
 	if len(interfaces) == 0 {
 		return fmt.Errorf("cannot contain %s: it has no network interface", c.Instance.ID)
@@ -33,7 +33,7 @@ func (s *Story) contain(ctx context.Context, run *playbook.Run) error {
 			continue
 		}
 		if groups[i.VPC], err = ec2.IsolationGroup(ctx, i.VPC); err != nil {
-			return retry(err)
+			return retry(Contain, err)
 		}
 	}
 	before := withBefore(c.Interfaces, interfaces)
@@ -45,7 +45,7 @@ func (s *Story) contain(ctx context.Context, run *playbook.Run) error {
 	for _, i := range interfaces {
 		errs = append(errs, isolate(ctx, ec2, c, i, groups[i.VPC], before))
 	}
-	return retry(errors.Join(errs...))
+	return retry(Contain, errors.Join(errs...))
 }
 
 // isolate changes one interface. The tag is for people; that it cannot be
@@ -76,7 +76,7 @@ func isolated(ctx context.Context, ec2 *cloud.EC2, interfaces []cloud.Interface)
 	for _, i := range interfaces {
 		group, err := ec2.IsolationGroup(ctx, i.VPC)
 		if err != nil {
-			return retry(err)
+			return retry(Verify, err)
 		}
 		if !slices.Equal(i.Groups, []string{group}) {
 			errs = append(errs, fmt.Errorf("interface %s is in groups %v, want %s alone: NOT CONTAINED", i.ID, i.Groups, group))

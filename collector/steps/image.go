@@ -21,7 +21,7 @@ func (s *Story) image(ctx context.Context, run *playbook.Run) error {
 		cloud.TagCase: c.ID, cloud.TagInstance: c.Instance.ID,
 	})
 	if err != nil {
-		return retry(err)
+		return retry(Image, err)
 	}
 	return learn(ctx, run, casefile.Event{Image: imageOf(image)})
 }

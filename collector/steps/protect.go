@@ -16,7 +16,7 @@ func (s *Story) protect(ctx context.Context, run *playbook.Run) error {
 	}
 	instance, err := ec2.Instance(ctx, c.Instance.ID)
 	if err != nil {
-		return retry(err)
+		return retry(Protect, err)
 	}
 	known := c.Instance
 	known.ImageID, known.VPC = instance.ImageID, instance.VPC
@@ -25,12 +25,12 @@ func (s *Story) protect(ctx context.Context, run *playbook.Run) error {
 	}
 	before, err := ec2.Protection(ctx, c.Instance.ID)
 	if err != nil {
-		return retry(err)
+		return retry(Protect, err)
 	}
 	if err := learn(ctx, run, casefile.Event{Protection: &casefile.Protection{
 		TerminationProtected: before.TerminationProtected, ShutdownBehavior: before.ShutdownBehavior}}); err != nil {
 		return err
 	}
 	_, err = ec2.Protect(ctx, c.Instance.ID)
-	return retry(err)
+	return retry(Protect, err)
 }

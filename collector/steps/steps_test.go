@@ -30,20 +30,26 @@ func TestTheOrderOfTheStory(t *testing.T) {
 
 func TestWhichErrorsAreTriedAgain(t *testing.T) {
 	api := func(code string) error { return &smithy.GenericAPIError{Code: code} }
+	gone := api("InvalidNetworkInterfaceID.NotFound")
 	tests := []struct {
 		name  string
+		step  string
 		err   error
 		again bool
 	}{
-		{"throttled", api("RequestLimitExceeded"), true},
-		{"the connection was cut", errors.New("read: connection reset by peer"), true},
-		{"not allowed", api("UnauthorizedOperation"), false},
-		{"no such instance", api("InvalidInstanceID.NotFound"), false},
-		{"it is terminated", cloud.ErrNoInstance, false},
-		{"nothing went wrong", nil, false},
+		{"throttled", Contain, api("RequestLimitExceeded"), true},
+		{"the connection was cut", Contain, errors.New("read: connection reset by peer"), true},
+		{"not allowed", Contain, api("UnauthorizedOperation"), false},
+		{"no such instance", Protect, api("InvalidInstanceID.NotFound"), false},
+		{"it is terminated", Protect, cloud.ErrNoInstance, false},
+		{"nothing went wrong", Protect, nil, false},
+		{"no room for another group", Contain, api("SecurityGroupLimitExceeded"), false},
+		{"no room for another snapshot", Image, api("SnapshotLimitExceeded"), false},
+		{"an interface was detached since it was listed", Contain, gone, true},
+		{"one was detached, one cannot be tagged", Contain, errors.Join(gone, api("TagLimitExceeded")), true},
 	}
 	for _, tt := range tests {
-		if err := retry(tt.err); errors.As(err, new(playbook.Again)) != tt.again || (err == nil) != (tt.err == nil) {
+		if err := retry(tt.step, tt.err); errors.As(err, new(playbook.Again)) != tt.again || (err == nil) != (tt.err == nil) {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 	}

@@ -146,9 +146,23 @@ func (s *Story) ec2(c casefile.Case) (*cloud.EC2, error) {
 	return s.EC2(c.Instance.Region), nil
 }
 
-// retry sorts an error of an AWS call: final, or to be tried again.
-func retry(err error) error {
-	if err == nil || cloud.Final(err) || errors.Is(err, cloud.ErrNoInstance) {
+// final are, for each step that asks EC2, the codes that end it, beside those
+// that end any call (cloud.Final): what it would wait for in vain. All else is
+// asked again until the step's limit.
+var final = map[string][]string{
+	Protect: {"InvalidInstanceID.NotFound"},
+	// Room for snapshots is made by people, who must be told.
+	Image: {"InvalidInstanceID.NotFound", "SnapshotLimitExceeded", "TagLimitExceeded"},
+	// An interface that is gone is not among them: the next try looks which
+	// ones the instance has now.
+	Contain: {"InvalidInstanceID.NotFound", "InvalidVpcID.NotFound", "SecurityGroupLimitExceeded",
+		"SecurityGroupsPerInterfaceLimitExceeded", "TagLimitExceeded"},
+	Verify: {"InvalidInstanceID.NotFound", "InvalidVpcID.NotFound", "SecurityGroupLimitExceeded"},
+}
+
+// retry sorts an error of a step's call of EC2: final, or to be tried again.
+func retry(step string, err error) error {
+	if err == nil || cloud.Final(err, final[step]...) {
 		return err
 	}
 	return playbook.Again{Err: err}

@@ -53,7 +53,7 @@ func (s *Story) verify(ctx context.Context, run *playbook.Run) error {
 func (s *Story) checkInterfaces(ctx context.Context, run *playbook.Run, c casefile.Case, ec2 *cloud.EC2) error {
 	now, err := ec2.Groups(ctx, c.Instance.ID)
 	if err != nil {
-		return retry(err)
+		return retry(Verify, err)
 	}
 	after := withBefore(c.Interfaces, now)
 	for i := range after {
