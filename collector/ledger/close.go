@@ -54,6 +54,9 @@ func (l *Ledger) close(ctx context.Context, key, id string, parts int32, reason 
 // end decides how an item ends, from what S3 holds now.
 func (l *Ledger) end(ctx context.Context, item Item, parts int32, reason string) (*closing, error) {
 	stored, err := l.stored(ctx, item)
+	if errors.Is(err, locker.ErrNoUpload) {
+		return &closing{Status: evidence.Partial, Error: "nothing of it is kept: S3 has its upload no more"}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -185,10 +188,11 @@ func (l *Ledger) list(ctx context.Context, caseID string) ([]Item, error) {
 	return out, nil
 }
 
-// stored gives the granted parts that S3 holds with the granted hash.
+// stored gives the granted parts that S3 holds with the granted hash, or
+// locker.ErrNoUpload.
 func (l *Ledger) stored(ctx context.Context, item Item) ([]evidence.Part, error) {
 	granted, err := l.parts(ctx, item)
-	if err != nil || len(granted) == 0 {
+	if err != nil {
 		return nil, err
 	}
 	have, err := l.Bucket.Stored(ctx, item.Key, item.UploadID)

@@ -91,8 +91,8 @@ type Opened struct {
 }
 
 // Open begins an item, or finds it again. A memory image that was begun with
-// the same plan goes on where it stopped; any other item begins anew, as its
-// bytes cannot be read a second time.
+// the same plan goes on where it stopped, unless S3 has nothing of it any more;
+// any other item begins anew, as its bytes cannot be read a second time.
 func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidence.Item) (Opened, error) {
 	if !evidence.ValidName(item.Name) {
 		return Opened{}, fmt.Errorf("%w: item name %.60q, want lower-case letters, digits and underscores, 40 at most", ErrRefused, item.Name)
@@ -116,13 +116,13 @@ func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidenc
 		_, err := l.complete(ctx, key, old, revision)
 		return Opened{ID: old.ID(), Closed: true}, err
 	case samePlan(old.Item, item):
-		return l.resume(ctx, old)
+		opened, err := l.resume(ctx, old)
+		if !errors.Is(err, locker.ErrNoUpload) {
+			return opened, err
+		}
+		l.Log.Warn("the upload of an open item is gone, it begins anew", "case", caseID, "item", old.ID(), "error", err)
 	case item.Kind == evidence.Memory:
 		return Opened{}, fmt.Errorf("%w: item %s was begun from source %s with another plan of %d bytes a part; it will be kept as it is", ErrRefused, old.ID(), old.Source, old.PartRAMBytes)
-	default:
-		if err := l.discard(ctx, old); err != nil {
-			return Opened{}, err
-		}
 	}
 	item.Status = evidence.Open
 	item.Key = locker.Key(caseID, instance, item)
@@ -130,10 +130,18 @@ func (l *Ledger) Open(ctx context.Context, caseID, instance string, item evidenc
 	if fresh.UploadID, err = l.Bucket.Begin(ctx, item.Key); err != nil {
 		return Opened{}, err
 	}
-	if _, err := l.save(ctx, key, fresh, revision); err != nil {
-		return Opened{}, errors.Join(err, l.Bucket.Abort(ctx, item.Key, fresh.UploadID))
+	if _, err = l.save(ctx, key, fresh, revision); err != nil {
+		// Only where the store refused is the upload nobody's. After any other
+		// error the item may be there all the same, and name it.
+		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrLost) {
+			err = errors.Join(err, l.Bucket.Abort(ctx, item.Key, fresh.UploadID))
+		}
+		return Opened{}, err
 	}
-	return Opened{ID: fresh.ID()}, nil
+	if old.UploadID != "" { // only now, as until then another node could have closed it
+		err = l.discard(ctx, old)
+	}
+	return Opened{ID: fresh.ID()}, err
 }
 
 // checkPlan wants of memory, and of nothing else, that it says which memory

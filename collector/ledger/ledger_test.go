@@ -24,8 +24,10 @@ const (
 )
 
 // pail is a bucket in memory: what was stored by whom is the test's to say.
+// As S3, it knows an upload no more once it has ended.
 type pail struct {
 	uploads   int
+	ended     map[string]bool                // uploads
 	stored    map[string][]locker.StoredPart // by upload
 	completed map[string][]evidence.Part     // by key
 	aborted   []string
@@ -49,23 +51,32 @@ func (p *pail) Grant(_ context.Context, key, uploadID string, number int32, _ ui
 }
 
 func (p *pail) Stored(_ context.Context, _, uploadID string) ([]locker.StoredPart, error) {
+	if p.ended[uploadID] {
+		return nil, locker.ErrNoUpload
+	}
 	return p.stored[uploadID], p.failing()
 }
 
-func (p *pail) Complete(_ context.Context, key, _ string, parts []evidence.Part) (locker.Object, error) {
+func (p *pail) Complete(_ context.Context, key, uploadID string, parts []evidence.Part) (locker.Object, error) {
 	if err := p.failing(); err != nil {
 		return locker.Object{}, err
 	}
 	if before, ok := p.completed[key]; ok && evidence.Composite(before) != evidence.Composite(parts) {
 		return locker.Object{}, locker.ErrExists
 	}
-	p.completed[key] = slices.Clone(parts)
+	if _, ok := p.completed[key]; !ok && p.ended[uploadID] {
+		return locker.Object{}, locker.ErrNoUpload
+	}
+	p.completed[key], p.ended[uploadID] = slices.Clone(parts), true
 	return locker.Object{Key: key, VersionID: "v1"}, nil
 }
 
 func (p *pail) PutPart(_ context.Context, _, uploadID string, number int32, body []byte) (locker.StoredPart, error) {
 	if err := p.failing(); err != nil {
 		return locker.StoredPart{}, err
+	}
+	if p.ended[uploadID] {
+		return locker.StoredPart{}, locker.ErrNoUpload
 	}
 	part := locker.StoredPart{Number: number, Size: uint64(len(body)), Digest: sha256.Sum256(body), ETag: "etag"}
 	p.stored[uploadID] = append(slices.DeleteFunc(p.stored[uploadID], func(s locker.StoredPart) bool { return s.Number == number }), part)
@@ -74,7 +85,7 @@ func (p *pail) PutPart(_ context.Context, _, uploadID string, number int32, body
 }
 
 func (p *pail) Abort(_ context.Context, _, uploadID string) error {
-	p.aborted = append(p.aborted, uploadID)
+	p.aborted, p.ended[uploadID] = append(p.aborted, uploadID), true
 	return p.failing()
 }
 
@@ -83,8 +94,12 @@ func (p *pail) put(upload string, part evidence.Part) {
 	p.stored[upload] = append(p.stored[upload], locker.StoredPart{Number: part.Number, Size: part.Size, Digest: part.SHA256, ETag: "etag"})
 }
 
+func newPail() *pail {
+	return &pail{ended: map[string]bool{}, stored: map[string][]locker.StoredPart{}, completed: map[string][]evidence.Part{}}
+}
+
 func newLedger() (*Ledger, *pail) {
-	p := &pail{stored: map[string][]locker.StoredPart{}, completed: map[string][]evidence.Part{}}
+	p := newPail()
 	return &Ledger{Store: store.Memory(), Bucket: p, Log: slog.New(slog.DiscardHandler), Now: time.Now}, p
 }
 
@@ -283,6 +298,66 @@ func TestAnInterruptedTableBeginsAnew(t *testing.T) {
 	grant(t, l, o.ID, evidence.Part{Number: 1, Size: 11, SHA256: sha256.Sum256([]byte("second"))})
 	if p.uploads != 2 || !slices.Equal(p.aborted, []string{"upload-1"}) {
 		t.Errorf("%d uploads, aborted %v; want a second one, and the first given up", p.uploads, p.aborted)
+	}
+}
+
+// TestTheStoreDoesNotSayWhetherAnItemWasBegun, as its answer was lost. Where it
+// was begun, its upload must be there.
+func TestTheStoreDoesNotSayWhetherAnItemWasBegun(t *testing.T) {
+	for _, begun := range []bool{true, false} {
+		l, p := newLedger()
+		state := l.Store
+		l.Store = &mute{state, begun}
+		if _, err := l.Open(t.Context(), caseID, instance, image()); !errors.Is(err, store.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		l.Store = state
+		o := open(t, l, image())
+		upload := fmt.Sprint("upload-", p.uploads)
+		for n := int32(1); n <= 2; n++ {
+			grant(t, l, o.ID, imagePart(n, "x"))
+			p.put(upload, imagePart(n, "x"))
+		}
+		if item, err := l.Close(t.Context(), caseID, o.ID, 2, ""); err != nil || item.Status != evidence.Whole {
+			t.Errorf("begun %t: item %+v, error %v", begun, item, err)
+		}
+	}
+}
+
+// mute is a store whose answers to Put are lost.
+type mute struct {
+	store.Store
+	hears bool
+}
+
+func (m *mute) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
+	if m.hears {
+		if _, err := m.Store.Put(ctx, key, value, revision); err != nil {
+			return 0, err
+		}
+	}
+	return 0, store.ErrUnavailable
+}
+
+// TestAnUploadThatSomebodyAborted: an image begins anew, also with other bytes,
+// and what is over ends without it.
+func TestAnUploadThatSomebodyAborted(t *testing.T) {
+	l, p := newLedger()
+	o := open(t, l, image())
+	grant(t, l, o.ID, imagePart(1, "before"))
+	p.put("upload-1", imagePart(1, "before"))
+	p.ended["upload-1"] = true
+	if o = open(t, l, image()); len(o.Stored) > 0 || o.Closed {
+		t.Errorf("found %+v, want nothing", o)
+	}
+	grant(t, l, o.ID, imagePart(1, "after"))
+	p.put("upload-2", imagePart(1, "after"))
+	p.ended["upload-2"] = true
+	for range 2 {
+		item, err := l.Close(t.Context(), caseID, o.ID, 0, "the capture is over")
+		if err != nil || item.Status != evidence.Partial || item.Size != 0 || len(item.Parts) > 0 || !strings.Contains(item.Error, "its upload no more") {
+			t.Errorf("item %+v, error %v", item, err)
+		}
 	}
 }
 

@@ -63,7 +63,7 @@ func (s *shared) Abort(ctx context.Context, key, upload string) error {
 // two gives the ledgers of two nodes of one collector.
 func two() (*Ledger, *Ledger, *shared) {
 	state := store.Memory()
-	p := &shared{pail: &pail{stored: map[string][]locker.StoredPart{}, completed: map[string][]evidence.Part{}}}
+	p := &shared{pail: newPail()}
 	node := func(s store.Store) *Ledger {
 		return &Ledger{Store: s, Bucket: p, Log: slog.New(slog.DiscardHandler), Now: time.Now}
 	}
@@ -97,6 +97,42 @@ func TestWhatIsGrantedIsInTheRecordOrRefused(t *testing.T) {
 		parts, err := one.Store.List(t.Context(), "part/")
 		if err != nil || len(parts) != 0 { // nothing was stored, so that nothing is kept
 			t.Fatalf("%d parts are on record of an item that has none (%v)", len(parts), err)
+		}
+	}
+}
+
+// TestANodeOpensWhatAnotherCloses: its end is what was stored, not what is left
+// when the other has begun it anew.
+func TestANodeOpensWhatAnotherCloses(t *testing.T) {
+	table := evidence.Item{Kind: evidence.Volatile, Name: "processes", Format: evidence.JSONL, Compression: evidence.Zstd}
+	for _, begin := range []evidence.Item{image(), table} {
+		for range 50 {
+			one, other, p := two()
+			o, err := one.Open(t.Context(), caseID, instance, begin)
+			if err != nil {
+				t.Fatal(err)
+			}
+			part := imagePart(1, "x")
+			if begin.Kind != evidence.Memory {
+				part.Ranges, part.RawSize = nil, 0
+			}
+			if _, _, err := one.Grant(t.Context(), caseID, o.ID, part); err != nil {
+				t.Fatal(err)
+			}
+			p.pail.put("upload-1", part)
+			var both sync.WaitGroup
+			var item evidence.Item
+			var again Opened
+			var closing, opening error
+			both.Go(func() { item, closing = one.Close(t.Context(), caseID, o.ID, 0, "the capture ended") })
+			both.Go(func() { again, opening = other.Open(t.Context(), caseID, instance, begin) })
+			both.Wait()
+			if closing != nil || opening != nil && !errors.Is(opening, store.ErrConflict) {
+				t.Fatalf("closing: %v; opening: %v", closing, opening)
+			}
+			if kept := len(p.pail.completed); kept != len(item.Parts) || again.Closed && kept == 0 {
+				t.Fatalf("%d objects, found %+v, item %+v", kept, again, item)
+			}
 		}
 	}
 }
