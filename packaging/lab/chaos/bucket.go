@@ -38,14 +38,14 @@ func (o *observer) see(a bucket.Answer) {
 		return
 	}
 	// /BUCKET/cases/CASE/INSTANCE/…
-	words := strings.Split(a.Path, "/")
+	words := strings.SplitN(a.Path, "/", 6)
 	if a.Status != 200 || len(words) < 6 || words[2] != "cases" {
 		return
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	m := Mark{Instance: words[4], At: a.Time, Sealed: len(words) == 6 && words[5] == "manifest.json"}
-	if o.marks = append(o.marks, m); m.Sealed {
+	m := Mark{Instance: words[4], At: a.Time, What: words[5]}
+	if o.marks = append(o.marks, m); m.What == manifest {
 		o.sealed[m.Instance] = true
 	}
 }

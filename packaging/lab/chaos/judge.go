@@ -25,8 +25,11 @@ type Sent struct {
 type Mark struct {
 	Instance string
 	At       time.Time
-	Sealed   bool // it is the signed manifest, and evidence is complete
+	What     string // its key below the instance's
 }
+
+// manifest is what is stored when the evidence is complete and signed.
+const manifest = "manifest.json"
 
 // Papers is what the bucket holds of a case.
 type Papers struct {
@@ -52,7 +55,7 @@ type Verdict struct {
 	Lost    int // of them, those without a case that ended with all its evidence
 	Doubled int // things that are there twice, or were done twice
 	Pause   time.Duration
-	PauseOf string // the instance whose case stood still for so long
+	PauseOf string // the instance whose case stood still for so long, and between what
 
 	Faults []string // a sentence for each thing lost or doubled
 }
@@ -66,7 +69,7 @@ func (v Verdict) WriteText(w io.Writer) error {
 		fmt.Fprintln(w, f)
 	}
 	if v.PauseOf != "" {
-		fmt.Fprintf(w, "the longest pause was the case's of %s\n", v.PauseOf)
+		fmt.Fprintf(w, "the longest pause was in the case of %s\n", v.PauseOf)
 	}
 	_, err := fmt.Fprintf(w, "cases %d, lost %d, doubled %d, longest pause %.1f s\n", v.Cases, v.Lost, v.Doubled, v.Pause.Seconds())
 	return err
@@ -105,8 +108,8 @@ func Judge(e Evidence) Verdict {
 			j.verdict.Lost++
 			j.fault("LOST     %s: %s", instance, strings.Join(missing, "; "))
 		}
-		if pause := j.pause(instance); pause > j.verdict.Pause {
-			j.verdict.Pause, j.verdict.PauseOf = pause, instance
+		if pause, between := j.pause(instance); pause > j.verdict.Pause {
+			j.verdict.Pause, j.verdict.PauseOf = pause, instance+", "+between
 		}
 	}
 	j.twiceInCases(instances)
@@ -234,36 +237,45 @@ func (j *judge) twiceInEC2() {
 	}
 }
 
-// pause is the longest time in which the case of an instance stood still.
-func (j *judge) pause(instance string) time.Duration {
-	var begin time.Time
+// move is a moment at which a case moved on.
+type move struct {
+	at   time.Time
+	what string
+}
+
+// pause is the longest time in which the case of an instance stood still, and
+// between what.
+func (j *judge) pause(instance string) (longest time.Duration, between string) {
+	begin := move{what: "its finding"}
 	for _, s := range j.Sent {
-		if slices.Contains(s.Instances, instance) && (begin.IsZero() || s.At.Before(begin)) {
-			begin = s.At
+		if slices.Contains(s.Instances, instance) && (begin.at.IsZero() || s.At.Before(begin.at)) {
+			begin.at = s.At
 		}
 	}
-	end, moves := j.End, []time.Time{begin}
+	end, moves := move{j.End, "the end"}, []move{begin}
 	for _, m := range j.Marks {
 		if m.Instance != instance {
 			continue
 		}
-		moves = append(moves, m.At)
-		if m.Sealed && m.At.Before(end) {
-			end = m.At
+		moves = append(moves, move{m.At, m.What})
+		if m.What == manifest && m.At.Before(end.at) {
+			end = move{m.At, m.What}
 		}
 	}
 	for _, act := range j.Acts {
 		if act.Subject == instance || j.owner[act.Subject] == instance {
-			moves = append(moves, act.Time)
+			moves = append(moves, move{act.Time, act.Action})
 		}
 	}
-	moves = append(slices.DeleteFunc(moves, func(t time.Time) bool { return t.After(end) }), end)
-	slices.SortFunc(moves, time.Time.Compare)
-	var longest time.Duration
+	moves = append(slices.DeleteFunc(moves, func(m move) bool { return m.at.After(end.at) }), end)
+	slices.SortStableFunc(moves, func(a, b move) int { return a.at.Compare(b.at) })
 	for i := 1; i < len(moves); i++ {
-		longest = max(longest, moves[i].Sub(moves[i-1]))
+		if from, to := moves[i-1], moves[i]; to.at.Sub(from.at) > longest {
+			longest = to.at.Sub(from.at)
+			between = fmt.Sprintf("between %s at %s and %s", from.what, hour(from.at), to.what)
+		}
 	}
-	return longest
+	return longest, between
 }
 
 // clip gives as much of a detail as a line has room for.

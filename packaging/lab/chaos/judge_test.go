@@ -19,7 +19,7 @@ func at(seconds int) time.Time { return began.Add(time.Duration(seconds) * time.
 func good() Evidence {
 	return Evidence{
 		Sent:  []Sent{{"event-1", []string{"i-1"}, at(0)}, {"event-2", []string{"i-1"}, at(50)}},
-		Marks: []Mark{{"i-1", at(2), false}, {"i-1", at(9), false}, {"i-1", at(14), true}, {"i-1", at(50), false}},
+		Marks: []Mark{{"i-1", at(2), "a"}, {"i-1", at(9), "b"}, {"i-1", at(14), manifest}, {"i-1", at(50), "journal/1"}},
 		Cases: []casefile.Case{{ID: "c-1", State: casefile.Ended, Instance: evidence.Instance{ID: "i-1"}, Seen: []string{"event-1", "event-2"},
 			Steps: []casefile.Step{{Name: "image", Tries: 2, Outcome: casefile.Done}}, Journal: evidence.JournalHead{Entries: 4}}},
 		Papers: map[string]Papers{"c-1": {Journal: []casefile.Event{{Type: casefile.CaseOpened}, {Type: casefile.StepStarted, Step: "image"},
@@ -84,6 +84,15 @@ func TestJudge(t *testing.T) {
 				t.Errorf("faults:\n%s\nwant %q", said, tt.says)
 			}
 		})
+	}
+}
+
+func TestThePauseSaysBetweenWhat(t *testing.T) {
+	e := good()
+	e.Marks, e.Acts = e.Marks[2:], e.Acts[1:]
+	const want = "i-1, between CreateImage at 09:00:06.000 and manifest.json"
+	if v := Judge(e); v.PauseOf != want {
+		t.Errorf("%q, want %q", v.PauseOf, want)
 	}
 }
 
