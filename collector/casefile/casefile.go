@@ -80,6 +80,7 @@ type Case struct {
 type Place struct {
 	ID       string    `json:"-"`
 	Owner    string    `json:"-"` // the node that runs it; "": none does
+	Ours     bool      `json:"-"` // the owner is this node
 	Opened   time.Time `json:"opened"`
 	Severity float64   `json:"severity"` // the worst of its findings
 	Account  string    `json:"account,omitempty"`

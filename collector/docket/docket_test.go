@@ -322,6 +322,38 @@ func TestTheQueueHoldsWhatRuns(t *testing.T) {
 	}
 }
 
+// TestTheStoreWasAwayWhenACaseWasGivenBack, or when it was taken: it is this
+// node's still, so that no other takes it up, and this one does.
+func TestTheStoreWasAwayWhenACaseWasGivenBack(t *testing.T) {
+	state := store.Memory()
+	d, _ := newDocket(state)
+	other, _ := newDocket(state.Another())
+	d.cfg.Node, other.cfg.Node = "first", "second"
+	id := take(t, d, event(1, "1ac6f0d2b4e84a3f9c7b5d3e1f2a4c61", "Instance", victim, 7.5))
+	claim, err := d.Own(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range []*Docket{d, other} {
+		if got, err := node.Queue(t.Context()); err != nil || len(got) != 1 || got[0].Owner != "first" || got[0].Ours != (node == d) {
+			t.Errorf("%s sees %+v, %v", node.cfg.Node, got, err)
+		}
+	}
+	if _, err := other.Own(t.Context(), id); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("another node: %v", err)
+	}
+	again, err := d.Own(t.Context(), id)
+	if err != nil || again.Revision != claim.Revision {
+		t.Errorf("this node has %+v, %v; want %+v", again, err, claim)
+	}
+	if err := d.Disown(t.Context(), again); err != nil {
+		t.Error(err)
+	}
+	if _, err := other.Own(t.Context(), id); err != nil {
+		t.Errorf("another node, later: %v", err)
+	}
+}
+
 // TestWhoLostACaseWritesNothing: a node that wakes after another has taken its
 // case over adds nothing to it, and the other does.
 func TestWhoLostACaseWritesNothing(t *testing.T) {

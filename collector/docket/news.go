@@ -18,7 +18,7 @@ const news = "news/"
 func untoldKey(id string) string { return news + id + "/untold" }
 func tellerKey(id string) string { return news + id + "/teller" }
 
-// News gives the ids of the cases with news that nobody tells now.
+// News gives the ids of the cases with news that no other node tells now.
 func (d *Docket) News(ctx context.Context) ([]string, error) {
 	entries, err := d.cfg.Store.List(ctx, news)
 	if err != nil {
@@ -29,8 +29,9 @@ func (d *Docket) News(ctx context.Context) ([]string, error) {
 	for _, e := range entries { // a teller stands before what is untold
 		id, what, _ := strings.Cut(strings.TrimPrefix(e.Key, news), "/")
 		switch {
-		case what == "teller":
+		case what == "teller" && string(e.Value) != d.cfg.Node:
 			told = id
+		case what == "teller":
 		case id != told:
 			out = append(out, id)
 		}

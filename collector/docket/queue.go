@@ -45,7 +45,7 @@ func (d *Docket) Queue(ctx context.Context) ([]casefile.Place, error) {
 			owner[id] = string(e.Value)
 			continue
 		}
-		p := casefile.Place{ID: id, Owner: owner[id]}
+		p := casefile.Place{ID: id, Owner: owner[id], Ours: owner[id] == d.cfg.Node}
 		if err := json.Unmarshal(e.Value, &p); err != nil {
 			return nil, fmt.Errorf("cannot read place of case %s in the queue: %w", id, err)
 		}

@@ -35,14 +35,15 @@ func isRecord(p casefile.Place) bool { return p.Account == "" }
 
 // choose gives the cases that a node takes up now: those that nobody runs, and
 // of these the ones that act before those that only notify, the most severe
-// first, and then the oldest. running are this node's own; a case rests until
-// it may be taken up again.
+// first, and then the oldest. running are this node's own: one that is its own
+// by the store alone runs nowhere, as the store could not be told. A case rests
+// until it may be taken up again.
 func choose(places []casefile.Place, running map[string]bool, resting map[string]time.Time, caps Caps, now time.Time) []string {
 	var free []casefile.Place
 	busy, records := map[scope]int{}, 0
 	for _, p := range places {
 		switch {
-		case p.Owner != "" || running[p.ID]:
+		case p.Owner != "" && !p.Ours || running[p.ID]:
 			busy[scopeOf(p)]++
 			if isRecord(p) && running[p.ID] {
 				records++

@@ -21,6 +21,8 @@ func waiting(id string, severity float64, minutes int) casefile.Place {
 func TestWhatIsTakenUpFirst(t *testing.T) {
 	theirs, elsewhere, record := waiting("theirs", 9, 0), waiting("elsewhere", 7, 0), waiting("record", 9, 0)
 	theirs.Owner, elsewhere.Region, record.Account = "b", "eu-west-1", ""
+	kept, mine := waiting("kept", 7, 0), waiting("mine", 9, 0)
+	kept.Owner, kept.Ours, mine.Owner, mine.Ours = "a", true, "a", true
 	tests := []struct {
 		name   string
 		places []casefile.Place
@@ -31,9 +33,10 @@ func TestWhatIsTakenUpFirst(t *testing.T) {
 		{"of equal ones the oldest", []casefile.Place{waiting("a", 8, 2), waiting("b", 8, 1)}, DefaultCaps, []string{"a", "b"}},
 		{"one that has waited for long", []casefile.Place{waiting("a", 9, 0), waiting("b", 7, 21)}, DefaultCaps, []string{"b", "a"}},
 		{"nothing that another node runs", []casefile.Place{theirs, waiting("a", 7, 0)}, DefaultCaps, []string{"a"}},
-		{"nothing that runs here, or rests", []casefile.Place{waiting("mine", 9, 0), waiting("resting", 9, 0), waiting("a", 7, 0)}, DefaultCaps, []string{"a"}},
+		{"what runs here no more, though the store could not be told", []casefile.Place{kept, mine}, DefaultCaps, []string{"kept"}},
+		{"nothing that runs here, or rests", []casefile.Place{mine, waiting("resting", 9, 0), waiting("a", 7, 0)}, DefaultCaps, []string{"a"}},
 		{"those that only notify come last", []casefile.Place{record, waiting("a", 7, 0)}, DefaultCaps, []string{"a", "record"}},
-		{"no more than the node may run", []casefile.Place{waiting("mine", 9, 0), waiting("a", 7, 0), waiting("b", 8, 0)}, Caps{2, 9}, []string{"b"}},
+		{"no more than the node may run", []casefile.Place{mine, waiting("a", 7, 0), waiting("b", 8, 0)}, Caps{2, 9}, []string{"b"}},
 		{"no more than the region bears, whoever runs them", []casefile.Place{theirs, waiting("a", 9, 0), waiting("b", 8, 0), elsewhere}, Caps{9, 2}, []string{"a", "elsewhere"}},
 	}
 	for _, tt := range tests {

@@ -19,7 +19,7 @@ const (
 
 // News is where the news of cases are kept until they are told.
 type News interface {
-	// News gives the ids of the cases with news that nobody tells now.
+	// News gives the ids of the cases with news that no other node tells now.
 	News(ctx context.Context) ([]string, error)
 	// WatchNews calls see whenever there may be others, until ctx ends or it
 	// cannot go on.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -120,11 +121,14 @@ func (m *MemoryStore) Commit(ctx context.Context, changes ...Change) (int64, err
 // Claim implements Store.
 func (m *MemoryStore) Claim(ctx context.Context, key string, value []byte) (Claim, error) {
 	revision, err := m.Put(ctx, key, value, 0)
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	if had := m.claims[key]; errors.Is(err, ErrConflict) && had != 0 && had == m.shared.at(key) {
+		revision, err = had, nil
+	}
 	if err != nil {
 		return Claim{}, err
 	}
-	m.shared.mu.Lock()
-	defer m.shared.mu.Unlock()
 	m.claims[key] = revision
 	return Claim{Key: key, Revision: revision, Lost: m.lost}, nil
 }

@@ -65,7 +65,9 @@ type Store interface {
 	Commit(ctx context.Context, changes ...Change) (revision int64, err error)
 	// Claim makes a key that is there as long as this node is: it goes when
 	// the store is closed, and about 10 s after the node was last heard of.
-	// Where the key exists, it gives ErrConflict.
+	// Where the key is another's, it gives ErrConflict; where it is this node's
+	// already, it gives that claim again, since its answer may have been lost.
+	// So it does not keep apart who work for one node.
 	Claim(ctx context.Context, key string, value []byte) (Claim, error)
 	// List gives every entry whose key begins with prefix, ascending by
 	// key's bytes, all as they were at one moment.

@@ -43,11 +43,31 @@ func (s *Store) Claim(ctx context.Context, key string, value []byte) (store.Clai
 			s.drop(at) // it ended and we have not heard of it yet
 			continue
 		}
+		if errors.Is(err, store.ErrConflict) {
+			revision, err = s.claimed(ctx, key, at.lease, err)
+		}
 		if err != nil {
 			return store.Claim{}, err
 		}
 		return store.Claim{Key: key, Revision: revision, Lost: at.lost}, nil
 	}
+}
+
+// claimed gives the revision of a key that ends with a lease, or else refused.
+// It asks for the value too: etcd 3.7 leaves out the lease of a key alone.
+func (s *Store) claimed(ctx context.Context, key string, lease clientv3.LeaseID, refused error) (revision int64, err error) {
+	err = s.call(ctx, func(ctx context.Context) error {
+		got, err := s.client.Get(ctx, keyspace+key)
+		if err != nil {
+			return err
+		}
+		if len(got.Kvs) == 0 || got.Kvs[0].Lease != int64(lease) {
+			return refused
+		}
+		revision = got.Kvs[0].ModRevision
+		return nil
+	})
+	return revision, err
 }
 
 // currentSession gives the session, and begins one where there is none.

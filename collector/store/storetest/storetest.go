@@ -349,7 +349,11 @@ func claimed(t *testing.T, s store.Store) {
 	if got, at, err := s.Get(t.Context(), "own/1"); err != nil || string(got) != "me" || at != claim.Revision || claim.Key != "own/1" {
 		t.Errorf("claimed %+v, there is %q at %d (%v)", claim, got, at, err)
 	}
-	_, err = s.Claim(t.Context(), "own/1", []byte("me"))
+	if again, err := s.Claim(t.Context(), "own/1", []byte("me")); err != nil || again.Key != claim.Key || again.Revision != claim.Revision {
+		t.Errorf("claimed again: %+v, %v", again, err)
+	}
+	put(t, s, "own/2", "no claim", 0)
+	_, err = s.Claim(t.Context(), "own/2", []byte("me"))
 	want(t, err, store.ErrConflict)
 	select {
 	case <-claim.Lost:
