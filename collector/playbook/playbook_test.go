@@ -22,7 +22,7 @@ type shelf struct {
 	mu      sync.Mutex
 	cases   map[string]casefile.Case
 	events  []string
-	broken  error // what Record answers while it is set
+	broken  error // what Record and Disown answer while it is set
 	changed chan struct{}
 	owners  *store.MemoryStore
 }
@@ -44,7 +44,7 @@ func (s *shelf) Queue(ctx context.Context) ([]casefile.Place, error) {
 	}
 	p := casefile.Place{ID: "c1"}
 	if _, _, err := s.owners.Get(ctx, "owner/c1"); err == nil {
-		p.Owner = "somebody"
+		p.Owner, p.Ours = "this node", true
 	}
 	return []casefile.Place{p}, nil
 }
@@ -54,6 +54,11 @@ func (s *shelf) Own(ctx context.Context, id string) (store.Claim, error) {
 }
 
 func (s *shelf) Disown(ctx context.Context, claim store.Claim) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != nil {
+		return s.broken
+	}
 	return s.owners.Delete(ctx, claim.Key, claim.Revision)
 }
 
