@@ -43,24 +43,28 @@ func settle(t *testing.T, nodes int, refuses func(node, nth int) error) *town {
 		d := docket.New(docket.Config{Store: one, Node: fmt.Sprint("n", n), Bucket: noBucket{}, Threshold: 7, Steps: []string{"contain"},
 			RecordSteps: []string{"contain"}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
 		v.nodes, v.stores = append(v.nodes, d), append(v.stores, one)
-		herald := &playbook.Herald{Docket: d, Log: slog.New(slog.DiscardHandler), Tell: func(_ context.Context, c casefile.Case) error { return v.hear(n, c) }}
+		herald := &playbook.Herald{Docket: d, Log: slog.New(slog.DiscardHandler), Tell: func(_ context.Context, c casefile.Case) ([]string, error) { return v.hear(n, c) }}
 		heralds.Go(func() { _ = herald.Run(ctx) }) // ends with ctx
 	}
 	return v
 }
 
-func (v *town) hear(node int, c casefile.Case) error {
+func (v *town) hear(node int, c casefile.Case) (told []string, err error) {
 	var words []string
 	for _, n := range c.Untold {
+		if told = append(told, n.EventID); n.Message != "" {
+			words = append(words, n.Message)
+			break // each is told alone
+		}
 		words = append(words, fmt.Sprintf("%s %g>%g %t", n.Type, n.Worst, n.Severity, n.NewType))
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.heard = append(v.heard, strings.Join(words, ", "))
 	if v.refuses != nil {
-		return v.refuses(node, len(v.heard))
+		err = v.refuses(node, len(v.heard))
 	}
-	return nil
+	return told, err
 }
 
 // take hands an event in at a node, and waits until every herald rests.
@@ -77,6 +81,33 @@ func (v *town) take(t *testing.T, node int, event string) string {
 func versionOf(n int, kind string, severity float64) string {
 	event := strings.Replace(findingEvent(n, victim), "Backdoor:EC2/C&CActivity.B", kind, 1)
 	return strings.Replace(event, `"severity":8`, fmt.Sprintf(`"severity":%g`, severity), 1)
+}
+
+// TestAMessageThatNobodyTookIsToldOnce, and then what joined meanwhile.
+func TestAMessageThatNobodyTookIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := settle(t, 2, func(_, nth int) error {
+			if nth <= 2 {
+				return errors.New("429")
+			}
+			return nil
+		})
+		id := v.take(t, 0, versionOf(1, "A", 8))
+		for range 2 { // a step that was begun again owes it no second time
+			if _, err := v.nodes[1].Record(t.Context(), id, casefile.Event{Type: casefile.Fact, Owed: casefile.Beginning}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v.take(t, 1, versionOf(2, "A", 9))
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if want := []string{"beginning", "A 8>9 false"}; !slices.Equal(v.heard[2:], want) {
+			t.Errorf("told %q, want two refusals and %q", v.heard, want)
+		}
+		if c, err := v.nodes[0].Get(t.Context(), id); err != nil || len(c.Untold) > 0 {
+			t.Errorf("untold %v, %v", c.Untold, err)
+		}
+	})
 }
 
 // TestWhatIsToldOfJoinedFindings at once, while the case stands at its first

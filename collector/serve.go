@@ -212,7 +212,7 @@ func (c *serveCmd) build(ctx context.Context, front *front, log *slog.Logger) (_
 		Steps: steps.Names(story.Steps()), RecordSteps: steps.Names(story.Record()), Log: log, Now: time.Now})
 	s.docket = cases
 	s.runner = &playbook.Runner{Docket: cases, Steps: slices.Concat(story.Steps(), story.Record()), Caps: caps, Log: log}
-	s.herald = &playbook.Herald{Docket: cases, Tell: story.Update, Log: log}
+	s.herald = &playbook.Herald{Docket: cases, Tell: story.Tell, Log: log}
 	s.backup = backup.New(backup.Config{State: s.store, Bucket: bucket, Node: node.Name, Every: c.SnapshotEvery, Log: log, Now: time.Now})
 	s.desk = &desk.Desk{Docket: cases, Fleet: s.fleet, Cluster: nodes{s.store, s.backup}, Log: log}
 	if c.Queue != "" {

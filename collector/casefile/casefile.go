@@ -183,6 +183,7 @@ type Event struct {
 	Items      []evidence.Item      `json:"items,omitempty"`
 	Missing    *evidence.Missing    `json:"missing,omitempty"`
 	Manifest   *Manifest            `json:"manifest,omitempty"`
+	Owed       string               `json:"owed,omitempty"` // a message that nobody took yet: Beginning or Report
 	Told       []string             `json:"told,omitempty"` // ids of the events that brought the news
 }
 
@@ -315,6 +316,9 @@ func (c *Case) move(s *Step, e Event) {
 }
 
 func (c *Case) learn(e Event) {
+	if e.Owed != "" {
+		c.owe(e.Owed)
+	}
 	if e.Instance != nil {
 		c.Instance = *e.Instance
 	}

@@ -206,6 +206,7 @@ func TestPrintProgress(t *testing.T) {
 
 func TestPrintCase(t *testing.T) {
 	c := casefile.Case{ID: "c1", Act: true, State: casefile.Ended, Instance: evidence.Instance{ID: victim},
+		Untold:     []casefile.News{{Message: casefile.Report}, {Type: "T"}},
 		Findings:   []casefile.Finding{{Type: "T", Title: "bad\ntitle\x1b[31m", Severity: 8}},
 		Steps:      []casefile.Step{{Name: "memory", Outcome: casefile.Partly, Detail: "agent lost"}, {Name: "contain", Outcome: casefile.Done}},
 		Items:      []evidence.Item{{Key: "cases/c1/x", Status: evidence.Partial, Size: 3 << 20}},
@@ -216,7 +217,7 @@ func TestPrintCase(t *testing.T) {
 	if err := PrintCase(&out, c, idle{}.Progress("")); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"partial", "agent lost", "3.0 MiB", "sg-1 sg-2", "sg-9", "ami-1", "snap-1", "1.0 MiB of 2.0 GiB read, 512 B stored in 1 parts", "manifest.sig"} {
+	for _, want := range []string{"partial", "agent lost", "3.0 MiB", "sg-1 sg-2", "sg-9", "ami-1", "snap-1", "1.0 MiB of 2.0 GiB read, 512 B stored in 1 parts", "manifest.sig", "\nnot told   report\nnot told   T\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
 		}

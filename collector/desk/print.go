@@ -33,6 +33,9 @@ func PrintCase(w io.Writer, c casefile.Case, progress []*wire.Progress) error {
 	for _, f := range c.Findings {
 		fmt.Fprintf(w, "finding    %v  %s  %s\n", f.Severity, Plain(f.Type), Plain(f.Title))
 	}
+	for _, n := range c.Untold {
+		fmt.Fprintf(w, "not told   %s\n", Plain(or(n.Message, n.Type)))
+	}
 	if c.Agent != nil {
 		fmt.Fprintf(w, "agent      %s on %s, kernel %s\n", Plain(c.Agent.Version), Plain(c.Agent.Hostname), Plain(c.Agent.KernelRelease))
 	}

@@ -16,6 +16,9 @@ import (
 	"time"
 )
 
+// ErrRefused is the kind of errors that another try of the same does not mend.
+var ErrRefused = errors.New("refused")
+
 // Bounds of one Notify.
 const (
 	tries     = 5
@@ -49,7 +52,7 @@ func (d *Discord) LogValue() slog.Value { return slog.StringValue("discord webho
 // times at most: again after 5xx and broken connections with full jitter. A 429
 // that says when to come again is no failed try: many cases at once have to
 // queue. It is waited for as told, up to two minutes in all. Any other answer is
-// final.
+// ErrRefused.
 func (d *Discord) Notify(ctx context.Context, m Message) error {
 	body, err := render(m)
 	if err != nil {
@@ -105,9 +108,9 @@ func (d *Discord) post(ctx context.Context, body []byte) (again bool, wait time.
 	case code >= 500:
 		return true, 0, fmt.Errorf("answer %d: %s", code, strconv.QuoteToASCII(plain(string(said), 200)))
 	case code == http.StatusNotFound || code == http.StatusUnauthorized:
-		return false, 0, fmt.Errorf("answer %d: the webhook is gone or its address is wrong; make a new one in the channel's settings", code)
+		return false, 0, fmt.Errorf("%w, answer %d: the webhook is gone or its address is wrong; make a new one in the channel's settings", ErrRefused, code)
 	default:
-		return false, 0, fmt.Errorf("answer %d: %s", code, strconv.QuoteToASCII(plain(string(said), 200)))
+		return false, 0, fmt.Errorf("%w, answer %d: %s", ErrRefused, code, strconv.QuoteToASCII(plain(string(said), 200)))
 	}
 }
 

@@ -37,8 +37,10 @@ type News interface {
 // that dies in between has them told again, and never has them told by nobody.
 type Herald struct {
 	Docket News
-	Tell   func(ctx context.Context, c casefile.Case) error // returns nil once the message is accepted
-	Log    *slog.Logger
+	// Tell sends one message of a case's news, and gives those that it told:
+	// their EventIDs. It returns once the message is accepted.
+	Tell func(ctx context.Context, c casefile.Case) (told []string, err error)
+	Log  *slog.Logger
 }
 
 // Run tells news until ctx ends.
@@ -95,21 +97,20 @@ func (h *Herald) tell(ctx context.Context, id string) (err error) {
 	}
 	defer func() { err = errors.Join(err, disown(ctx, h.Docket, claim)) }()
 	c, err := h.Docket.Get(ctx, id)
-	if err != nil || len(c.Untold) == 0 {
-		return err
-	}
-	limited, cancel := context.WithTimeout(ctx, tellLimit)
-	defer cancel()
-	if err := h.Tell(limited, c); err != nil {
-		return err
-	}
-	var told []string
-	for _, n := range c.Untold {
-		told = append(told, n.EventID)
-	}
-	_, err = h.Docket.Record(store.While(ctx, claim.Key, claim.Revision), id, casefile.Event{Type: casefile.NewsTold, Told: told})
-	if err == nil {
-		h.Log.Info("news of case told", "case", id, "instance", c.Instance.ID, "events", told)
+	for err == nil && len(c.Untold) > 0 {
+		c, err = h.tellOne(store.While(ctx, claim.Key, claim.Revision), c)
 	}
 	return err
+}
+
+// tellOne tells one message of a case's news, and gives the case after it.
+func (h *Herald) tellOne(ctx context.Context, c casefile.Case) (casefile.Case, error) {
+	limited, cancel := context.WithTimeout(ctx, tellLimit)
+	defer cancel()
+	told, err := h.Tell(limited, c)
+	if err != nil {
+		return c, err
+	}
+	h.Log.Info("news of case told", "case", c.ID, "instance", c.Instance.ID, "events", told)
+	return h.Docket.Record(ctx, c.ID, casefile.Event{Type: casefile.NewsTold, Told: told})
 }

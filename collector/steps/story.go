@@ -98,25 +98,20 @@ func (s *Story) Steps() []playbook.Step {
 		{Name: Contain, Limit: api, Retry: soon, Do: s.contain},
 		{Name: Verify, Limit: s.Limits.Image + api, Do: s.verify},
 		{Name: Seal, Limit: api, Do: s.seal},
-		{Name: Report, Limit: api, Do: s.report},
+		{Name: Report, Limit: notifyLimit, Do: s.report},
 	}
 }
 
-// notifyLimit is how long evidence waits for the first message to be taken: in
-// a burst of findings the webhook takes a few a minute. Who is not told at the
-// beginning is told at the end.
+// notifyLimit is how long a case waits for a message to be taken: in a burst of
+// findings the webhook takes a few a minute. What is not taken in time is told
+// later, while the case goes on.
 const notifyLimit = 15 * time.Second
 
 // Record gives the one chapter of a case that acts on nothing. Nobody waits for
 // it, and nothing else tells of the case, so it has a day.
 func (s *Story) Record() []playbook.Step {
 	patient := playbook.Retry{First: time.Second, Most: 5 * time.Minute}
-	return []playbook.Step{{Name: Announce, Limit: 24 * time.Hour, Retry: patient, Do: func(ctx context.Context, run *playbook.Run) error {
-		if err := s.notify(ctx, run); err != nil {
-			return playbook.Again{Err: err}
-		}
-		return nil
-	}}}
+	return []playbook.Step{{Name: Announce, Limit: 24 * time.Hour, Retry: patient, Do: s.announce}}
 }
 
 // Names gives the names of steps.

@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/notify"
@@ -11,12 +12,30 @@ import (
 // newsShown bounds the findings of one message; the case has all.
 const newsShown = 10
 
-// Update tells what findings that joined a case have brought.
-func (s *Story) Update(ctx context.Context, c casefile.Case) error {
-	return s.Notifier.Notify(ctx, updateOf(c))
+// Tell sends one message of a case's news: of all the findings that joined, or
+// one that nobody took when it was due. It gives the news' EventIDs.
+func (s *Story) Tell(ctx context.Context, c casefile.Case) (told []string, err error) {
+	m, told := messageOf(c)
+	return told, s.Notifier.Notify(ctx, m)
 }
 
-// updateOf is the message of a case's news; a rise of the severity stands in
+// messageOf gives the message that is due first, and of which news it tells.
+func messageOf(c casefile.Case) (m notify.Message, told []string) {
+	first := c.Untold[0]
+	switch first.Message {
+	case casefile.Beginning:
+		return beginningOf(c), []string{first.EventID}
+	case casefile.Report:
+		return reportOf(c), []string{first.EventID}
+	}
+	c.Untold = slices.DeleteFunc(slices.Clone(c.Untold), func(n casefile.News) bool { return n.Message != "" })
+	for _, n := range c.Untold {
+		told = append(told, n.EventID)
+	}
+	return updateOf(c), told
+}
+
+// updateOf is the message of findings that joined; a rise of the severity stands in
 // its title.
 func updateOf(c casefile.Case) notify.Message {
 	about := "Case " + c.ID

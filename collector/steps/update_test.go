@@ -2,13 +2,43 @@ package steps
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/quicklime-ir/quicklime/collector/casefile"
 	"github.com/quicklime-ir/quicklime/collector/notify"
 	"github.com/quicklime-ir/quicklime/proto/evidence"
 )
+
+// TestAMessageThatIsLate says what is so when it is told, and findings that
+// joined are told together.
+func TestAMessageThatIsLate(t *testing.T) {
+	began := time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC)
+	c := casefile.Case{ID: "c1", State: casefile.Running, Act: true, Instance: evidence.Instance{ID: "i-1"}, Opened: began,
+		Findings: []casefile.Finding{{Type: "T", Severity: 8}}, Steps: []casefile.Step{{Name: Report, Started: began.Add(90 * time.Second)}},
+		Untold: []casefile.News{{EventID: "e1", Type: "A", Severity: 9, Worst: 8}, {Message: casefile.Beginning, EventID: casefile.Beginning},
+			{EventID: "e2", Type: "B", Severity: 7, Worst: 9, NewType: true}, {Message: casefile.Report, EventID: casefile.Report}}}
+	for _, want := range []struct {
+		title string
+		told  []string
+	}{
+		{"Case of i-1: severity rises to 9", []string{"e1", "e2"}},
+		{"Compromised instance i-1, its case has ended", []string{casefile.Beginning}},
+		{"Case of i-1: NOT CONTAINED", []string{casefile.Report}},
+	} {
+		m, told := messageOf(c)
+		if m.Title != want.title || !slices.Equal(told, want.told) {
+			t.Errorf("%q tells of %q, want %q of %q", m.Title, told, want.title, want.told)
+		}
+		if took := slices.IndexFunc(m.Fields, func(f notify.Field) bool { return f.Name == "Took" && f.Value == "1m30s" }); (took >= 0) != (told[0] == casefile.Report) {
+			t.Errorf("fields %+v", m.Fields)
+		}
+		c.Untold = slices.DeleteFunc(c.Untold, func(n casefile.News) bool { return slices.Contains(told, n.EventID) })
+		c.State = casefile.Ended
+	}
+}
 
 func TestWhatAnUpdateSays(t *testing.T) {
 	var many []casefile.News

@@ -198,6 +198,7 @@ func (c *chaos) torment(ctx context.Context, hosts int) error {
 	err := group.Wait()
 	c.world.S3.Calm()
 	c.world.AWS.Calm()
+	c.world.Discord.Calm()
 	c.say("peace: %d events were sent; %d times a node ended by itself", len(c.finder.sent), c.deaths.Load())
 	return err
 }
@@ -276,6 +277,9 @@ func Unended(ctx context.Context, w *world.World) (string, error) {
 	}
 	place := objects{w.S3.Client(), world.Bucket}
 	for _, one := range cases {
+		if len(one.Untold) > 0 {
+			return fmt.Sprintf("of case %s, %d things are still to be told", one.ID, len(one.Untold)), nil
+		}
 		keys, err := place.Keys(ctx, fmt.Sprintf("cases/%s/%s/journal/", one.ID, one.Instance.ID))
 		if err != nil {
 			return "", err

@@ -79,7 +79,7 @@ func (v Verdict) WriteText(w io.Writer) error {
 //
 // Lost is an instance that a finding named where there is no case of it, or
 // the case has not ended, has not taken up each of the findings, has a step
-// that was not done, or lacks evidence that holds with the public key alone
+// that was not done or news that nobody was told, or lacks evidence that holds with the public key alone
 // and a journal that is complete in the bucket; or where EC2 does not have the
 // instance protected, imaged and isolated.
 //
@@ -165,6 +165,9 @@ func (j *judge) missing(instance string) []string {
 		if s.Outcome != casefile.Done && s.Outcome != "" {
 			out = append(out, fmt.Sprintf("step %s of case %s is %s: %s", s.Name, c.ID, s.Outcome, clip(s.Detail)))
 		}
+	}
+	for _, n := range c.Untold {
+		out = append(out, fmt.Sprintf("of case %s nobody was told of %s", c.ID, n.EventID))
 	}
 	papers := j.Papers[c.ID]
 	for _, p := range papers.Problems {

@@ -50,6 +50,9 @@ func TestJudge(t *testing.T) {
 		{"a case that runs", func(e *Evidence) { e.Cases[0].State, e.Cases[0].Steps[0].Outcome = casefile.Running, "" }, 1, 0, 5, "in step image"},
 		{"a finding that no case knows", func(e *Evidence) { e.Cases[0].Seen = e.Cases[0].Seen[:1] }, 1, 0, 5, "event-2"},
 		{"a step that failed", func(e *Evidence) { e.Cases[0].Steps[0].Outcome = casefile.Failed }, 1, 0, 5, "step image"},
+		{"news that nobody was told", func(e *Evidence) {
+			e.Cases[0].Untold = []casefile.News{{Message: casefile.Report, EventID: casefile.Report}}
+		}, 1, 0, 5, "nobody was told of report"},
 		{"evidence that does not hold", func(e *Evidence) { e.Papers["c-1"] = Papers{[]string{"part 3 is changed"}, e.Papers["c-1"].Journal} }, 1, 0, 5, "part 3"},
 		{"a journal that lacks its end", func(e *Evidence) { e.Cases[0].Journal.Entries++ }, 1, 0, 5, "4 entries in the bucket, of 5"},
 		{"no protection", func(e *Evidence) { e.Account.Instances[0].TerminationProtected = false }, 1, 0, 5, "protect"},

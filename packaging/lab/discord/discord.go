@@ -130,6 +130,13 @@ func (r *Receiver) Limit(n int) {
 	r.Inject(Fault{Status: http.StatusTooManyRequests, RetryAfter: 200 * time.Millisecond, Times: n})
 }
 
+// Calm takes all faults back.
+func (r *Receiver) Calm() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults = nil
+}
+
 // Close stops listening, and cuts what does not end within five seconds.
 func (r *Receiver) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

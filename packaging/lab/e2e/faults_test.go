@@ -231,6 +231,30 @@ func TestDiscordIsBusy(t *testing.T) {
 	}
 }
 
+// TestDiscordTakesNothingForLong: the case does not wait for it, and people are
+// told both that it began and how it ended, later.
+func TestDiscordTakesNothingForLong(t *testing.T) {
+	t.Parallel()
+	w := start(t, nil)
+	attach(t, w, world.Victim)
+	w.Discord.Limit(1 << 20)
+	if err := w.Find(world.Compromised(world.Victim)); err != nil {
+		t.Fatal(err)
+	}
+	c := await(t, w, "its end", ended)
+	allDone(t, c)
+	if n := len(w.Discord.Messages()); n != 0 || len(c.Untold) != 2 {
+		t.Errorf("%d messages came, and %+v are to be told", n, c.Untold)
+	}
+	w.Discord.Calm()
+	await(t, w, "people are told", func(c casefile.Case) bool { return len(c.Untold) == 0 })
+	messages := w.Discord.Messages()
+	if len(messages) != 2 || !strings.HasPrefix(messages[0].Embeds[0].Title, "Compromised instance "+world.Victim) ||
+		!strings.HasSuffix(messages[1].Embeds[0].Title, "evidence is whole, instance is isolated") {
+		t.Errorf("Discord was told %+v", messages)
+	}
+}
+
 // TestACaptureThatGetsNowhere: S3 takes nothing for good. Each capture is
 // given up, by its stall or by its deadline, and the rest goes on.
 func TestACaptureThatGetsNowhere(t *testing.T) {
