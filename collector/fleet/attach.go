@@ -38,6 +38,7 @@ type attached struct {
 	ended  time.Time // when it left
 
 	told     int64                     // revision of what the store knows of it; 0: nothing yet
+	unsure   bool                      // the store may know that it is here, its answer was lost
 	alert    bool                      // its host cannot be captured, and nobody was told
 	progress map[string]*wire.Progress // of its orders, that the store does not know yet
 }
@@ -138,7 +139,7 @@ func (f *Fleet) leave(a *attached) {
 	}
 	delete(f.agents, keyOf(a.id))
 	a.ended = time.Now()
-	if a.told != 0 { // else nobody knows that it was here
+	if a.told != 0 || a.unsure { // else nobody knows that it was here
 		f.left[keyOf(a.id)] = a
 		nudge(f.untold)
 	}

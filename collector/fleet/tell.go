@@ -125,7 +125,7 @@ func (f *Fleet) news() (all, strangers []*news) {
 	for key, a := range f.left {
 		n := &news{of: a, key: key, left: true, doc: a.wire(), trace: f.traces[key]}
 		n.doc.Unable, n.doc.Left = a.alert, timestamppb.New(a.ended)
-		if n.trace.revision != a.told { // somebody else wrote of it since
+		if n.trace.revision != a.told && !a.unsure { // somebody else wrote of it since
 			delete(f.left, key)
 			continue
 		}
@@ -183,6 +183,7 @@ func (f *Fleet) write(ctx context.Context, batch []*news) error {
 		f.told(batch, revision)
 		return nil
 	case !errors.Is(err, store.ErrConflict):
+		f.doubt(batch)
 		return err
 	case len(batch) == 1:
 		return f.outrun(ctx, batch[0])
@@ -193,6 +194,18 @@ func (f *Fleet) write(ctx context.Context, batch []*news) error {
 		group.Go(func() error { return f.write(ctx, batch[i:i+1]) })
 	}
 	return group.Wait()
+}
+
+// doubt takes that news may be written down. Who leaves meanwhile must be said
+// to have left, or all would think that it is here.
+func (f *Fleet) doubt(batch []*news) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range batch {
+		if n.of.unsure = true; !n.left && f.agents[n.key] == nil {
+			f.left[n.key] = n.of
+		}
+	}
 }
 
 // told takes that news are written down. An agent that left meanwhile is news
@@ -208,7 +221,7 @@ func (f *Fleet) told(batch []*news, revision int64) {
 			}
 			continue
 		}
-		n.of.told, n.of.alert = revision, n.doc.GetUnable()
+		n.of.told, n.of.alert, n.of.unsure = revision, n.doc.GetUnable(), false
 		if f.agents[n.key] == nil {
 			f.left[n.key] = n.of
 			nudge(f.untold)
@@ -238,7 +251,7 @@ func (f *Fleet) outrun(ctx context.Context, n *news) error {
 		delete(f.left, n.key)
 		return nil
 	}
-	n.of.told, f.traces[n.key] = revision, trace{revision: revision, fine: last.GetUnable() || wire.Capturable(last.GetHello())}
+	n.of.told, n.of.unsure, f.traces[n.key] = revision, false, trace{revision: revision, fine: last.GetUnable() || wire.Capturable(last.GetHello())}
 	nudge(f.untold)
 	return nil
 }

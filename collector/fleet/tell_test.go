@@ -13,11 +13,12 @@ import (
 	wire "github.com/quicklime-ir/quicklime/proto/wire/v1"
 )
 
-// slate is a store that counts commits, fails while it is down, and lets
-// somebody else write first.
+// slate is a store that counts commits, fails while it is down, does all and
+// fails while it is mute, and lets somebody else write first.
 type slate struct {
 	store.Store
 	down bool
+	mute bool
 
 	mu      sync.Mutex
 	commits int    // owned by mu
@@ -36,7 +37,11 @@ func (s *slate) Commit(ctx context.Context, changes ...store.Change) (int64, err
 	if first != nil {
 		first()
 	}
-	return s.Store.Commit(ctx, changes...)
+	revision, err := s.Store.Commit(ctx, changes...)
+	if s.mute {
+		return 0, errors.New("no answer")
+	}
+	return revision, err
 }
 
 // desk is a node that writes down what it is told to, when it is told to.
@@ -55,6 +60,13 @@ func (d *desk) comes(id identity.AgentID) *attached {
 	a := attachedHere(id)
 	d.enter(a)
 	return a
+}
+
+// muted tells, and hears nothing of it.
+func (d *desk) muted() {
+	d.state.mute = true
+	d.tell()
+	d.state.mute = false
 }
 
 func (d *desk) tell() { d.tellNews(d.t.Context()) }
@@ -211,6 +223,58 @@ func TestWhatIsWrittenOfAnAgent(t *testing.T) {
 			d.tell()
 			d.tell()
 			d.want(victim, "left")
+		},
+		"the answer is lost that it is here, and it stays": func(d, other *desk) {
+			d.comes(victim)
+			d.muted()
+			d.tell()
+			d.tell()
+			d.want(victim, "at first")
+		},
+		"the answer is lost that it is here, and it leaves": func(d, other *desk) {
+			a := d.comes(victim)
+			d.muted()
+			d.leave(a)
+			d.tell()
+			d.tell()
+			d.want(victim, "left")
+		},
+		"it leaves, and then the answer is lost that it is here": func(d, other *desk) {
+			a := d.comes(victim)
+			d.state.first = func() { d.leave(a) }
+			d.muted()
+			d.tell()
+			d.tell()
+			d.want(victim, "left")
+		},
+		"the answer is lost that it is here, and it moves": func(d, other *desk) {
+			a := d.comes(victim)
+			d.muted()
+			d.leave(a)
+			other.comes(victim)
+			other.tell()
+			d.tell()
+			d.want(victim, "at second")
+		},
+		"the answer is lost that it left": func(d, other *desk) {
+			a := d.comes(victim)
+			d.tell()
+			d.leave(a)
+			d.muted()
+			d.tell()
+			d.tell()
+			d.want(victim, "left")
+		},
+		"the answer is lost that it left, and it comes to another node": func(d, other *desk) {
+			a := d.comes(victim)
+			d.tell()
+			d.leave(a)
+			d.muted()
+			other.comes(victim)
+			other.tell()
+			d.tell()
+			d.tell()
+			d.want(victim, "at second")
 		},
 		"the store is away": func(d, other *desk) {
 			a := d.comes(victim)
