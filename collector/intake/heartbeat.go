@@ -15,8 +15,9 @@ import (
 // Times of a message that is being taken. Source: SQS API reference,
 // ChangeMessageVisibility: at most 12 hours from the receive.
 const (
-	hidden    = 60 * time.Second // how long a received message stays invisible, and is kept so by each beat
+	hidden    = 30 * time.Second // how long a received message stays invisible, and is kept so by each beat; a finding waits as long where a node dies with it
 	beatEvery = hidden / 4       // so that three beats in a row must fail before it shows
+	beatLimit = hidden / 6       // of one beat
 	takeLimit = 15 * time.Minute // for one Take
 	longest   = 12 * time.Hour
 )
@@ -56,7 +57,7 @@ func (q *Queue) keep(ctx context.Context, m types.Message, lose context.CancelCa
 }
 
 func (q *Queue) beat(ctx context.Context, m types.Message) error {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	ctx, cancel := context.WithTimeout(ctx, beatLimit)
 	defer cancel()
 	_, err := q.api.ChangeMessageVisibility(ctx, &sqs.ChangeMessageVisibilityInput{
 		QueueUrl: &q.url, ReceiptHandle: m.ReceiptHandle, VisibilityTimeout: int32(hidden / time.Second),

@@ -303,7 +303,7 @@ func (q *Queue) hide(ctx context.Context, m types.Message, d time.Duration, log 
 		QueueUrl: &q.url, ReceiptHandle: m.ReceiptHandle, VisibilityTimeout: int32(d / time.Second),
 	})
 	if err != nil {
-		log.Warn("cannot change the message's visibility; it comes back within a minute", "cause", err)
+		log.Warn("cannot change the message's visibility; it comes back within half a minute", "cause", err)
 	}
 }
 
