@@ -17,9 +17,12 @@ import (
 
 // A capture lies in the store under its order's id, CASE/KIND, as long as it
 // runs. The order itself never changes, so that its revision is what every
-// record of its evidence can depend on; what changes lies below it.
+// record of its evidence can depend on; what changes lies below it. What came of
+// it lies beside it until its case is over, as who ordered it may die before the
+// case knows.
 const (
 	capturePrefix = "capture/"
+	outcomePrefix = "outcome/"
 
 	controlPart  = "control"  // by whoever operates it
 	progressPart = "progress" // by the node that has the agent
@@ -27,6 +30,8 @@ const (
 )
 
 func orderKey(id string) string { return capturePrefix + id }
+
+func outcomeKey(id string) string { return outcomePrefix + id }
 
 func partKey(id, part string) string { return orderKey(id) + "/" + part }
 
@@ -198,18 +203,25 @@ func (f *Fleet) forget(c *capture) {
 	a.send(&wire.CollectorMessage{Body: &wire.CollectorMessage_Cancel{Cancel: &wire.CancelOrder{OrderId: c.id, Reason: why}}})
 }
 
-// end takes an order back, and all that came of it. Where its capture was
-// given up, the agent is told why.
-func (f *Fleet) end(ctx context.Context, id string, why error) error {
-	if why != nil {
+// end takes an order back, and keeps its result. Where its capture was given
+// up there is none, and the agent is told why.
+func (f *Fleet) end(ctx context.Context, id string, result Result, why error) error {
+	var outcome []byte
+	if why == nil {
+		var err error
+		if outcome, err = json.Marshal(result); err != nil {
+			return err
+		}
+	} else {
 		if err := f.change(ctx, id, func(c *control) { c.Over = text(why.Error()) }); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
 	}
-	return store.Repeat(tries, func() error { return f.remove(ctx, id) })
+	return store.Repeat(tries, func() error { return f.remove(ctx, id, outcome) })
 }
 
-func (f *Fleet) remove(ctx context.Context, id string) error {
+// remove takes an order back and leaves its outcome, unless that is nil.
+func (f *Fleet) remove(ctx context.Context, id string, outcome []byte) error {
 	entries, err := f.cfg.Store.List(ctx, orderKey(id))
 	if err != nil {
 		return err
@@ -223,12 +235,15 @@ func (f *Fleet) remove(ctx context.Context, id string) error {
 	if len(changes) == 0 {
 		return nil
 	}
+	if outcome != nil {
+		changes = append(changes, store.Set(outcomeKey(id), outcome, 0))
+	}
 	_, err = f.cfg.Store.Commit(ctx, changes...)
 	return err
 }
 
 // EndAll takes back whatever orders a case still has, so that nothing more is
-// stored for it.
+// stored for it, and forgets what came of the others.
 func (f *Fleet) EndAll(ctx context.Context, caseID string) error {
 	entries, err := f.cfg.Store.List(ctx, capturePrefix+caseID+"/")
 	if err != nil {
@@ -237,7 +252,14 @@ func (f *Fleet) EndAll(ctx context.Context, caseID string) error {
 	var errs []error
 	for _, e := range entries {
 		if id, part := captureID(e.Key); part == "" {
-			errs = append(errs, f.end(ctx, id, errors.New("its case is over")))
+			errs = append(errs, f.end(ctx, id, Result{}, errors.New("its case is over")))
+		}
+	}
+	outcomes, err := f.cfg.Store.List(ctx, outcomePrefix+caseID+"/")
+	errs = append(errs, err)
+	for _, e := range outcomes {
+		if err := f.cfg.Store.Delete(ctx, e.Key, e.Revision); !errors.Is(err, store.ErrConflict) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

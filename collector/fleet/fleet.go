@@ -148,7 +148,8 @@ func (f *Fleet) Run(ctx context.Context) error {
 }
 
 // Capture has an agent carry out an order, and waits for its result. An order
-// that was given before, by this node or another, is not given again. With an
+// that was given before, by this node or another, is not given again, and one
+// that has its result gives that. With an
 // error the agent is told to stop, and is granted nothing more for the order;
 // but where ctx was cancelled, it goes on, for whoever takes the case up.
 func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
@@ -156,9 +157,12 @@ func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	if !ok {
 		return Result{}, fmt.Errorf("cannot order capture %s: it has no deadline", c.ID)
 	}
-	revision, err := f.order(ctx, c, deadline)
+	revision, ended, err := f.order(ctx, c, deadline)
 	if err != nil {
 		return Result{}, err
+	}
+	if ended != nil {
+		return *ended, nil
 	}
 	result, err := f.await(ctx, c, revision)
 	if errors.Is(ctx.Err(), context.Canceled) {
@@ -172,35 +176,51 @@ func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	if errors.Is(err, ErrAbsent) {
 		f.gone(last, c.Instance)
 	}
-	if ended := f.end(last, c.ID, err); ended != nil {
+	if ended := f.end(last, c.ID, result, err); ended != nil {
 		f.log.Error("cannot write down that a capture has ended, sealing will try again", "case", c.Case, "instance", c.Instance.ID, "order", c.ID, "error", ended)
 	}
 	return result, err
 }
 
 // order writes an order down, with what was asked of it before, unless it is
-// there, and gives its revision.
-func (f *Fleet) order(ctx context.Context, c Capture, deadline time.Time) (int64, error) {
+// there, and gives its revision, or the result of one that has ended.
+func (f *Fleet) order(ctx context.Context, c Capture, deadline time.Time) (revision int64, ended *Result, err error) {
 	raw, err := proto.Marshal(orderOf(c))
 	if err != nil {
-		return 0, fmt.Errorf("cannot order capture %s: %w", c.ID, err)
+		return 0, nil, fmt.Errorf("cannot order capture %s: %w", c.ID, err)
 	}
 	value, err := json.Marshal(orderDoc{Instance: c.Instance, Case: c.Case, Kind: c.Kind, Deadline: deadline.UTC(), Order: raw})
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	changes := []store.Change{store.Set(orderKey(c.ID), value, 0)}
+	changes := []store.Change{store.Set(orderKey(c.ID), value, 0), store.Same(outcomeKey(c.ID), 0)}
 	if state, asked := controlOf(c); asked {
 		changes = append(changes, store.Set(partKey(c.ID, controlPart), state.encode(), 0))
 	}
-	revision, err := f.cfg.Store.Commit(ctx, changes...)
+	revision, err = f.cfg.Store.Commit(ctx, changes...)
 	if errors.Is(err, store.ErrConflict) {
-		_, revision, err = f.cfg.Store.Get(ctx, orderKey(c.ID))
+		ended, err = f.ended(ctx, c.ID)
+		if err == nil && ended == nil {
+			_, revision, err = f.cfg.Store.Get(ctx, orderKey(c.ID))
+		}
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s: %w", ErrNotOrdered, c.ID, err)
+		return 0, nil, fmt.Errorf("%w: %s: %w", ErrNotOrdered, c.ID, err)
 	}
-	return revision, nil
+	return revision, ended, nil
+}
+
+// ended gives the result of an order that has ended, nil where it has not.
+func (f *Fleet) ended(ctx context.Context, id string) (*Result, error) {
+	value, _, err := f.cfg.Store.Get(ctx, outcomeKey(id))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	result := &Result{}
+	return result, json.Unmarshal(value, result)
 }
 
 // await waits for the result, while the agent is there and moves.

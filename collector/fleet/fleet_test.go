@@ -372,7 +372,7 @@ func TestWhatALedgerAnswersReachesTheAgent(t *testing.T) {
 // ordered gives a fleet that does not run a capture, as it would hear of it.
 func ordered(t *testing.T, f *Fleet, c Capture) *capture {
 	t.Helper()
-	if _, err := f.order(t.Context(), c, time.Now().Add(time.Hour)); err != nil {
+	if _, _, err := f.order(t.Context(), c, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	run, err := f.lookup(t.Context(), c.ID)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -102,6 +103,41 @@ func TestACaptureOutlivesTheNodeThatRunsItsCase(t *testing.T) {
 	defer cancel()
 	if r, err := again(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE {
 		t.Errorf("result %+v, %v", r, err)
+	}
+}
+
+// TestAResultOutlivesTheNodeThatHasHeardIt and could not write down that its
+// case's step has ended: who takes the case up has it too, whether the agent is
+// there or not, and until the case is over.
+func TestAResultOutlivesTheNodeThatHasHeardIt(t *testing.T) {
+	first := newHouse(t)
+	second := first.next(t)
+	a, err := first.attach(t, victim, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, cancel := first.capture(t, memory(victim))
+	defer cancel()
+	a.expect(t, "the order", isOrder)
+	a.Send(whole())
+	if r, err := result(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE {
+		t.Fatalf("result %+v, %v", r, err)
+	}
+	a.CloseSend()
+	again := memory(victim)
+	again.Absent = time.Millisecond
+	result, cancel = second.capture(t, again)
+	defer cancel()
+	if r, err := result(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE || r.Agent.Hostname != "victim" {
+		t.Errorf("another node has %+v, %v", r, err)
+	}
+	if err := second.EndAll(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := second.cfg.Store.List(t.Context(), ""); err != nil || slices.ContainsFunc(left, func(e store.Entry) bool {
+		return strings.Contains(e.Key, "c1/memory")
+	}) {
+		t.Errorf("of a case that is over there is %v, %v", left, err)
 	}
 }
 
