@@ -73,6 +73,15 @@ func nudge(tokens chan struct{}) {
 	}
 }
 
+// Ready says why no case could be opened now.
+func (d *Docket) Ready(ctx context.Context) error {
+	_, _, err := d.cfg.Store.Get(ctx, "open/none")
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // Take opens or joins the cases of a raw event. On a nil error all of them
 // are durable. A malformed event is finding.ErrMalformed.
 func (d *Docket) Take(ctx context.Context, raw []byte) error {

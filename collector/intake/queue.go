@@ -21,6 +21,7 @@ const (
 	longPoll       = 20 * time.Second // the longest that SQS waits for a message
 	receiveLimit   = longPoll + 15*time.Second
 	answerLimit    = 10 * time.Second // for one delete or change of visibility, also while stopping
+	readyEvery     = time.Second
 	batch          = 10               // messages of one receive, the most SQS gives
 	workers        = 32               // messages in hand at once, of finding.MaxSize bytes at most
 	manyReceives   = 20               // of a malformed message that cannot be sent on, before it is taken that no redrive policy exists
@@ -68,12 +69,17 @@ type Stats struct {
 type Config struct {
 	Queue       string
 	DeadLetters string // for what cannot be read; empty: the one of the queue's redrive policy
+	// Ready says why no message can be taken now; then none is received, and it
+	// is asked again each second. So messages are there for other nodes, and use
+	// up none of the receives that the redrive policy allows. nil: they always can.
+	Ready func(context.Context) error
 }
 
 // Queue moves events from one SQS queue to a Taker. Make it with New.
 type Queue struct {
 	api     SQS
 	url     string
+	ready   func(context.Context) error
 	letters *letters
 	taker   Taker
 	log     *slog.Logger
@@ -88,7 +94,10 @@ func New(api SQS, cfg Config, taker Taker, log *slog.Logger) (*Queue, error) {
 	if cfg.Queue == cfg.DeadLetters {
 		return nil, fmt.Errorf("cannot take %s as its own dead-letter queue: what cannot be read would go round for ever", cfg.Queue)
 	}
-	return &Queue{api: api, url: cfg.Queue, letters: &letters{api: api, queue: cfg.Queue, named: cfg.DeadLetters},
+	if cfg.Ready == nil {
+		cfg.Ready = func(context.Context) error { return nil }
+	}
+	return &Queue{api: api, url: cfg.Queue, ready: cfg.Ready, letters: &letters{api: api, queue: cfg.Queue, named: cfg.DeadLetters},
 		hand: map[string]time.Time{}, taker: taker, log: log.With("queue", cfg.Queue)}, nil
 }
 
@@ -130,6 +139,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	slots := make(chan struct{}, workers)
 	q.lookForLetters(ctx)
 	for failures := 0; ; {
+		q.awaitReady(ctx)
 		free, ok := await(ctx, slots)
 		if !ok {
 			return nil
@@ -153,6 +163,25 @@ func (q *Queue) Run(ctx context.Context) error {
 				q.handle(ctx, m)
 			})
 		}
+	}
+}
+
+// awaitReady returns once messages can be taken, or ctx is done.
+func (q *Queue) awaitReady(ctx context.Context) {
+	for waits := 0; ctx.Err() == nil; waits++ {
+		limited, cancel := context.WithTimeout(ctx, answerLimit)
+		err := q.ready(limited)
+		cancel()
+		switch {
+		case err == nil && waits > 0:
+			q.log.Info("messages are received again")
+			return
+		case err == nil:
+			return
+		case waits == 0 && ctx.Err() == nil:
+			q.log.Error("no messages are received, as none could be taken; asking again each second", "error", err)
+		}
+		sleep(ctx, readyEvery)
 	}
 }
 

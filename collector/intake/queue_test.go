@@ -262,6 +262,42 @@ func TestTakenMessagesAreDeleted(t *testing.T) {
 	})
 }
 
+// TestNothingIsReceivedThatCouldNotBeTaken: what waits is there for others, and
+// is taken as soon as it can be.
+func TestNothingIsReceivedThatCouldNotBeTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api, taker, start := &fakeQueue{}, &fakeTaker{}, time.Now()
+		api.put("a")
+		var log bytes.Buffer
+		ready := func(context.Context) error {
+			if time.Since(start) < time.Hour {
+				return errors.New("no majority")
+			}
+			return nil
+		}
+		q, err := New(api, Config{Queue: fakeURL, Ready: ready}, taker, slog.New(slog.NewTextHandler(&log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = q.Run(ctx) })
+		time.Sleep(time.Hour - readyEvery)
+		if s := q.Stats(); s.Received != 0 || !s.Polled.IsZero() {
+			t.Errorf("stats %+v", s)
+		}
+		time.Sleep(3 * readyEvery)
+		if s := q.Stats(); s.Taken != 1 {
+			t.Errorf("stats %+v", s)
+		}
+		cancel()
+		running.Wait()
+		if said := strings.Count(log.String(), "no majority"); said != 1 || !strings.Contains(log.String(), "received again") {
+			t.Errorf("it says so %d times: %s", said, log.String())
+		}
+	})
+}
+
 func TestMessageStaysUntilItsCaseIsDurable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &fakeQueue{}
