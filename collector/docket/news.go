@@ -29,9 +29,10 @@ func (d *Docket) News(ctx context.Context) ([]string, error) {
 	for _, e := range entries { // a teller stands before what is untold
 		id, what, _ := strings.Cut(strings.TrimPrefix(e.Key, news), "/")
 		switch {
-		case what == "teller" && string(e.Value) != d.cfg.Node:
-			told = id
 		case what == "teller":
+			if string(e.Value) != d.cfg.Node {
+				told = id
+			}
 		case id != told:
 			out = append(out, id)
 		}

@@ -2,7 +2,6 @@ package docket
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -103,12 +102,12 @@ func (d *Docket) clear(ctx context.Context) {
 			continue
 		}
 		for _, c := range batch { // another node may have taken one out
-			if err = d.cfg.Store.Delete(ctx, c.Key, c.Revision); err != nil && !errors.Is(err, store.ErrConflict) {
+			if err = store.Drop(ctx, d.cfg.Store, c.Key, c.Revision); err != nil {
 				break
 			}
 			d.sent.drop([]store.Change{c})
 		}
-		if err != nil && !errors.Is(err, store.ErrConflict) {
+		if err != nil {
 			if ctx.Err() == nil {
 				d.cfg.Log.Warn("cannot write down that journal entries are in the bucket, will try again", "error", err)
 			}

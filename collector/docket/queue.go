@@ -63,13 +63,9 @@ func (d *Docket) Own(ctx context.Context, id string) (store.Claim, error) {
 	return d.cfg.Store.Claim(ctx, ownerKey(id), []byte(d.cfg.Node))
 }
 
-// Disown ends that.
+// Disown ends that, unless it was lost before.
 func (d *Docket) Disown(ctx context.Context, claim store.Claim) error {
-	err := d.cfg.Store.Delete(ctx, claim.Key, claim.Revision)
-	if errors.Is(err, store.ErrConflict) {
-		return nil // it was lost before
-	}
-	return err
+	return store.Drop(ctx, d.cfg.Store, claim.Key, claim.Revision)
 }
 
 // Changed yields a token when there may be a case to run.

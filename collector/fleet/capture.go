@@ -205,38 +205,35 @@ func (f *Fleet) forget(c *capture) {
 
 // end takes an order back, and keeps its result. Where its capture was given
 // up there is none, and the agent is told why.
-func (f *Fleet) end(ctx context.Context, id string, result Result, why error) error {
-	var outcome []byte
-	if why == nil {
-		var err error
-		if outcome, err = json.Marshal(result); err != nil {
-			return err
-		}
-	} else {
+func (f *Fleet) end(ctx context.Context, id string, why error) error {
+	if why != nil {
 		if err := f.change(ctx, id, func(c *control) { c.Over = text(why.Error()) }); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
 	}
-	return store.Repeat(tries, func() error { return f.remove(ctx, id, outcome) })
+	return store.Repeat(tries, func() error { return f.remove(ctx, id, why == nil) })
 }
 
-// remove takes an order back and leaves its outcome, unless that is nil.
-func (f *Fleet) remove(ctx context.Context, id string, outcome []byte) error {
+// remove takes an order back; its result becomes its outcome where it is to be
+// kept.
+func (f *Fleet) remove(ctx context.Context, id string, keep bool) error {
 	entries, err := f.cfg.Store.List(ctx, orderKey(id))
 	if err != nil {
 		return err
 	}
 	var changes []store.Change
 	for _, e := range entries {
-		if of, _ := captureID(e.Key); of == id {
-			changes = append(changes, store.Remove(e.Key, e.Revision))
+		of, part := captureID(e.Key)
+		if of != id {
+			continue
+		}
+		changes = append(changes, store.Remove(e.Key, e.Revision))
+		if keep && part == resultPart {
+			changes = append(changes, store.Set(outcomeKey(id), e.Value, 0))
 		}
 	}
 	if len(changes) == 0 {
 		return nil
-	}
-	if outcome != nil {
-		changes = append(changes, store.Set(outcomeKey(id), outcome, 0))
 	}
 	_, err = f.cfg.Store.Commit(ctx, changes...)
 	return err
@@ -252,15 +249,13 @@ func (f *Fleet) EndAll(ctx context.Context, caseID string) error {
 	var errs []error
 	for _, e := range entries {
 		if id, part := captureID(e.Key); part == "" {
-			errs = append(errs, f.end(ctx, id, Result{}, errors.New("its case is over")))
+			errs = append(errs, f.end(ctx, id, errors.New("its case is over")))
 		}
 	}
 	outcomes, err := f.cfg.Store.List(ctx, outcomePrefix+caseID+"/")
 	errs = append(errs, err)
 	for _, e := range outcomes {
-		if err := f.cfg.Store.Delete(ctx, e.Key, e.Revision); !errors.Is(err, store.ErrConflict) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, store.Drop(ctx, f.cfg.Store, e.Key, e.Revision))
 	}
 	return errors.Join(errs...)
 }

@@ -81,13 +81,8 @@ func TestACaptureIsControlledWhileItRuns(t *testing.T) {
 
 func TestAnOperatorEndsACapture(t *testing.T) {
 	h := newHouse(t)
-	a, err := h.attach(t, victim, hello())
-	if err != nil {
-		t.Fatal(err)
-	}
-	result, cancel := h.capture(t, memory(victim))
+	a, result, cancel := h.serve(t, h)
 	defer cancel()
-	a.expect(t, "the order", isOrder)
 	for range 2 { // the second finds it ended, or ending
 		h.ask(t, &wire.ControlCaptureRequest{CaseId: "c1", Cancel: "the host is needed"})
 	}

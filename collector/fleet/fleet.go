@@ -149,9 +149,9 @@ func (f *Fleet) Run(ctx context.Context) error {
 
 // Capture has an agent carry out an order, and waits for its result. An order
 // that was given before, by this node or another, is not given again, and one
-// that has its result gives that. With an
-// error the agent is told to stop, and is granted nothing more for the order;
-// but where ctx was cancelled, it goes on, for whoever takes the case up.
+// that has its result gives that. With an error the agent is told to stop, and
+// is granted nothing more for the order; but where ctx was cancelled, it goes
+// on, for whoever takes the case up.
 func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -176,8 +176,8 @@ func (f *Fleet) Capture(ctx context.Context, c Capture) (Result, error) {
 	if errors.Is(err, ErrAbsent) {
 		f.gone(last, c.Instance)
 	}
-	if ended := f.end(last, c.ID, result, err); ended != nil {
-		f.log.Error("cannot write down that a capture has ended, sealing will try again", "case", c.Case, "instance", c.Instance.ID, "order", c.ID, "error", ended)
+	if unended := f.end(last, c.ID, err); unended != nil {
+		f.log.Error("cannot write down that a capture has ended, sealing will try again", "case", c.Case, "instance", c.Instance.ID, "order", c.ID, "error", unended)
 	}
 	return result, err
 }

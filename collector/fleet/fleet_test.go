@@ -190,6 +190,19 @@ func (h *house) capture(t *testing.T, c Capture) (result func() (Result, error),
 	return func() (Result, error) { e := <-done; return e.r, e.err }, cancel
 }
 
+// serve has the victim's agent, at a node, take the order of a case that this
+// node runs.
+func (h *house) serve(t *testing.T, at *house) (a *agent, result func() (Result, error), cancel func()) {
+	t.Helper()
+	a, err := at.attach(t, victim, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, cancel = h.capture(t, memory(victim))
+	a.expect(t, "the order", isOrder)
+	return a, result, cancel
+}
+
 func TestAnOrderIsSentAndItsResultTaken(t *testing.T) {
 	h := newHouse(t)
 	a, err := h.attach(t, victim, hello())

@@ -30,13 +30,8 @@ func isTaken(m *wire.CollectorMessage) bool { return m.GetTaken().GetOrderId() =
 func TestAnAgentServesACaseOfAnotherNode(t *testing.T) {
 	first := newHouse(t)
 	second := first.next(t)
-	a, err := second.attach(t, victim, hello())
-	if err != nil {
-		t.Fatal(err)
-	}
-	result, cancel := first.capture(t, memory(victim))
+	a, result, cancel := first.serve(t, second)
 	defer cancel()
-	a.expect(t, "the order", isOrder)
 	a.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Progress{Progress: &wire.Progress{OrderId: "c1/memory", BytesRead: 42}}})
 	first.awaitCapture(t, "c1/memory", func(c *capture) bool { return c.progress.GetBytesRead() == 42 })
 	part := &wire.GrantPartRequest{OrderId: "c1/memory", ItemId: "memory.memory", Number: 1, Size: 9, Sha256: make([]byte, 32)}
@@ -48,6 +43,7 @@ func TestAnAgentServesACaseOfAnotherNode(t *testing.T) {
 	if r, err := result(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE || r.Agent.Hostname != "victim" {
 		t.Errorf("result %+v, %v", r, err)
 	}
+	var err error
 	for range 1000 {
 		if _, err = a.GrantPart(t.Context(), part); err != nil {
 			break
@@ -87,12 +83,7 @@ func TestAnAgentMovesInTheMidstOfACapture(t *testing.T) {
 func TestACaptureOutlivesTheNodeThatRunsItsCase(t *testing.T) {
 	first := newHouse(t)
 	second := first.next(t)
-	a, err := second.attach(t, victim, hello())
-	if err != nil {
-		t.Fatal(err)
-	}
-	result, stop := first.capture(t, memory(victim))
-	a.expect(t, "the order", isOrder)
+	a, result, stop := first.serve(t, second)
 	stop()
 	if _, err := result(); !errors.Is(err, context.Canceled) {
 		t.Errorf("a node that stops gave %v", err)
@@ -112,13 +103,8 @@ func TestACaptureOutlivesTheNodeThatRunsItsCase(t *testing.T) {
 func TestAResultOutlivesTheNodeThatHasHeardIt(t *testing.T) {
 	first := newHouse(t)
 	second := first.next(t)
-	a, err := first.attach(t, victim, hello())
-	if err != nil {
-		t.Fatal(err)
-	}
-	result, cancel := first.capture(t, memory(victim))
+	a, result, cancel := first.serve(t, first)
 	defer cancel()
-	a.expect(t, "the order", isOrder)
 	a.Send(whole())
 	if r, err := result(); err != nil || r.Outcome != wire.Outcome_OUTCOME_WHOLE {
 		t.Fatalf("result %+v, %v", r, err)
@@ -370,13 +356,8 @@ func TestAResultIsTakenOnceItIsDurable(t *testing.T) {
 	state := store.Memory()
 	s := &flaky{Store: state}
 	h := houseOf(t, Config{Node: "first", Store: s}, state, identitytest.New(t))
-	a, err := h.attach(t, victim, hello())
-	if err != nil {
-		t.Fatal(err)
-	}
-	result, cancel := h.capture(t, memory(victim))
+	a, result, cancel := h.serve(t, h)
 	defer cancel()
-	a.expect(t, "the order", isOrder)
 	s.set(true)
 	a.Send(whole())
 	a.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Result{Result: &wire.OrderResult{OrderId: "c9/memory"}}})

@@ -265,9 +265,7 @@ func (f *Fleet) forgetOld(ctx context.Context) {
 		if bad := proto.Unmarshal(e.Value, a); bad != nil || a.GetLeft() == nil || time.Since(a.GetLeft().AsTime()) < forgetAfter {
 			continue
 		}
-		if gone := f.cfg.Store.Delete(ctx, e.Key, e.Revision); !errors.Is(gone, store.ErrConflict) {
-			err = errors.Join(err, gone)
-		}
+		err = errors.Join(err, store.Drop(ctx, f.cfg.Store, e.Key, e.Revision))
 	}
 	f.mu.Lock()
 	for key := range f.traces {

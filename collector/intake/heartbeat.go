@@ -15,7 +15,9 @@ import (
 // Times of a message that is being taken. Source: SQS API reference,
 // ChangeMessageVisibility: at most 12 hours from the receive.
 const (
-	hidden    = 30 * time.Second // how long a received message stays invisible, and is kept so by each beat; a finding waits as long where a node dies with it
+	// hidden is how long a received message stays invisible, and is kept so by
+	// each beat; so long a finding waits whose node has died.
+	hidden    = 30 * time.Second
 	beatEvery = hidden / 4       // so that three beats in a row must fail before it shows
 	beatLimit = hidden / 6       // of one beat
 	takeLimit = 15 * time.Minute // for one Take

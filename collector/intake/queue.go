@@ -21,7 +21,7 @@ const (
 	longPoll       = 20 * time.Second // the longest that SQS waits for a message
 	receiveLimit   = longPoll + 15*time.Second
 	answerLimit    = 10 * time.Second // for one delete or change of visibility, also while stopping
-	readyEvery     = time.Second
+	readyEvery     = time.Second      // between two looks whether messages can be taken
 	batch          = 10               // messages of one receive, the most SQS gives
 	workers        = 32               // messages in hand at once, of finding.MaxSize bytes at most
 	manyReceives   = 20               // of a malformed message that cannot be sent on, before it is taken that no redrive policy exists

@@ -293,10 +293,7 @@ func (l *Ledger) drop(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	if err = l.Store.Delete(ctx, key, revision); errors.Is(err, store.ErrConflict) {
-		return nil // another node has dropped it: a part is written once
-	}
-	return err
+	return store.Drop(ctx, l.Store, key, revision) // a part is written once, so it is gone in any case
 }
 
 func refuseUnknown(err error, id string) error {

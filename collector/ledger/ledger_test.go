@@ -307,8 +307,8 @@ func TestTheStoreDoesNotSayWhetherAnItemWasBegun(t *testing.T) {
 	for _, begun := range []bool{true, false} {
 		l, p := newLedger()
 		state := l.Store
-		l.Store = &mute{state, begun}
-		if _, err := l.Open(t.Context(), caseID, instance, image()); !errors.Is(err, store.ErrUnavailable) {
+		l.Store = &grim{Store: state, left: 1, late: begun}
+		if _, err := l.Open(t.Context(), caseID, instance, image()); !errors.Is(err, errDied) {
 			t.Fatal(err)
 		}
 		l.Store = state
@@ -322,21 +322,6 @@ func TestTheStoreDoesNotSayWhetherAnItemWasBegun(t *testing.T) {
 			t.Errorf("begun %t: item %+v, error %v", begun, item, err)
 		}
 	}
-}
-
-// mute is a store whose answers to Put are lost.
-type mute struct {
-	store.Store
-	hears bool
-}
-
-func (m *mute) Put(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
-	if m.hears {
-		if _, err := m.Store.Put(ctx, key, value, revision); err != nil {
-			return 0, err
-		}
-	}
-	return 0, store.ErrUnavailable
 }
 
 // TestAnUploadThatSomebodyAborted: an image begins anew, also with other bytes,

@@ -35,8 +35,8 @@ func messageOf(c casefile.Case) (m notify.Message, told []string) {
 	return updateOf(c), told
 }
 
-// updateOf is the message of findings that joined; a rise of the severity stands in
-// its title.
+// updateOf is the message of findings that joined; a rise of the severity stands
+// in its title.
 func updateOf(c casefile.Case) notify.Message {
 	about := "Case " + c.ID
 	if c.Instance.ID != "" {

@@ -161,6 +161,15 @@ func Repeat(times int, change func() error) error {
 	}
 }
 
+// Drop removes a key that is at a revision, unless another came first: then
+// there is nothing left to do.
+func Drop(ctx context.Context, s Store, key string, revision int64) error {
+	if err := s.Delete(ctx, key, revision); !errors.Is(err, ErrConflict) {
+		return err
+	}
+	return nil
+}
+
 var segment = regexp.MustCompile(`^[A-Za-z0-9._:-]+$`)
 
 // CheckKey refuses what is no key.

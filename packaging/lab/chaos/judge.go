@@ -79,9 +79,9 @@ func (v Verdict) WriteText(w io.Writer) error {
 //
 // Lost is an instance that a finding named where there is no case of it, or
 // the case has not ended, has not taken up each of the findings, has a step
-// that was not done or news that nobody was told, or lacks evidence that holds with the public key alone
-// and a journal that is complete in the bucket; or where EC2 does not have the
-// instance protected, imaged and isolated.
+// that was not done or news that nobody was told, or lacks evidence that holds
+// with the public key alone and a journal that is complete in the bucket; or
+// where EC2 does not have the instance protected, imaged and isolated.
 //
 // Doubled is a second case of an instance, a case of an instance that no
 // finding named, a second image of an instance, a step whose end is twice in a
